@@ -1,0 +1,142 @@
+//! Bicubic resizing with the bytes of Pillow (up to version 11).
+//!
+//! Separable: a horizontal pass, then a vertical one, each in fixed point and rounded
+//! to 8 bits; a pass whose side stays the same is skipped.
+
+/// Fractional bits of a weight.
+const WEIGHT_BITS: u32 = 22;
+
+/// One half in the scale of the sums, so that the final shift rounds.
+const HALF: i32 = 1 << (WEIGHT_BITS - 1);
+
+/// Reach of the bicubic kernel, in pixels of the coarser side.
+const REACH: f64 = 2.0;
+
+/// Resizes RGB pixels; `from` and `to` are (width, height), all positive.
+pub(super) fn bicubic(pixels: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
+    let wide = (from.0 != to.0).then(|| resize_rows(pixels, from.0, to.0));
+    let pixels = wide.as_deref().unwrap_or(pixels);
+    if from.1 != to.1 {
+        return resize_columns(pixels, to.0, from.1, to.1);
+    }
+    pixels.to_vec()
+}
+
+/// The input pixels that make one output pixel.
+struct Window {
+    first: usize,
+    /// Fixed-point weights of the pixels from `first` on.
+    weights: Vec<i32>,
+}
+
+fn resize_rows(pixels: &[u8], from: usize, to: usize) -> Vec<u8> {
+    let windows = windows(from, to);
+    let mut resized = vec![0; pixels.len() / from * to];
+    let rows = pixels.chunks_exact(from * 3);
+    for (row, resized) in rows.zip(resized.chunks_exact_mut(to * 3)) {
+        let (row, _) = row.as_chunks::<3>();
+        let (resized, _) = resized.as_chunks_mut::<3>();
+        for (rgb, window) in resized.iter_mut().zip(&windows) {
+            *rgb = weighted_sum(&row[window.first..], &window.weights).map(to_level);
+        }
+    }
+    resized
+}
+
+fn weighted_sum(pixels: &[[u8; 3]], weights: &[i32]) -> [i32; 3] {
+    let (mut red, mut green, mut blue) = (HALF, HALF, HALF);
+    for (&[r, g, b], &weight) in pixels.iter().zip(weights) {
+        red += weight * i32::from(r);
+        green += weight * i32::from(g);
+        blue += weight * i32::from(b);
+    }
+    [red, green, blue]
+}
+
+fn resize_columns(pixels: &[u8], width: usize, from: usize, to: usize) -> Vec<u8> {
+    let stride = width * 3;
+    let mut resized = Vec::with_capacity(stride * to);
+    let mut sums = vec![HALF; stride];
+    for window in windows(from, to) {
+        sums.fill(HALF);
+        let rows = pixels[window.first * stride..].chunks_exact(stride);
+        for (row, &weight) in rows.zip(&window.weights) {
+            for (sum, &level) in sums.iter_mut().zip(row) {
+                *sum += weight * i32::from(level);
+            }
+        }
+        resized.extend(sums.iter().map(|&sum| to_level(sum)));
+    }
+    resized
+}
+
+fn to_level(sum: i32) -> u8 {
+    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
+}
+
+fn windows(from: usize, to: usize) -> Vec<Window> {
+    let scale = from as f64 / to as f64;
+    // Shrinking stretches the kernel over all the pixels that become one.
+    let stretch = scale.max(1.0);
+    let reach = REACH * stretch;
+    let window = |index: usize| {
+        let centre = (index as f64 + 0.5) * scale;
+        let first = (centre - reach + 0.5).max(0.0) as usize;
+        let end = ((centre + reach + 0.5) as usize).min(from);
+        let weights: Vec<f64> = (first..end)
+            .map(|pixel| kernel((pixel as f64 - centre + 0.5) / stretch))
+            .collect();
+        let total: f64 = weights.iter().sum();
+        Window {
+            first,
+            weights: weights.iter().map(|w| to_fixed(w / total)).collect(),
+        }
+    };
+    (0..to).map(window).collect()
+}
+
+fn to_fixed(weight: f64) -> i32 {
+    let scaled = weight * f64::from(1u32 << WEIGHT_BITS);
+    (scaled + 0.5_f64.copysign(scaled)) as i32
+}
+
+/// Keys' cubic with a = -0.5.
+fn kernel(distance: f64) -> f64 {
+    let t = distance.abs();
+    if t < 1.0 {
+        (1.5 * t - 2.5) * t * t + 1.0
+    } else if t < REACH {
+        ((-0.5 * t + 2.5) * t - 4.0) * t + 2.0
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_of_every_window_sum_to_one() {
+        for (from, to) in [(1, 1), (1, 448), (640, 448), (23, 448), (65_535, 7)] {
+            for window in windows(from, to) {
+                let sum: i32 = window.weights.iter().sum();
+                let rounding = window.weights.len() as i32;
+                assert!(
+                    (sum - (1 << WEIGHT_BITS)).abs() <= rounding,
+                    "{from} to {to}"
+                );
+                assert!(window.first + window.weights.len() <= from);
+            }
+        }
+    }
+
+    #[test]
+    fn one_colour_stays_that_colour() {
+        for (from, to) in [((1, 1), (5, 3)), ((9, 200), (4, 4)), ((3, 3), (3, 3))] {
+            let pixels = [255, 0, 77].repeat(from.0 * from.1);
+            let expected = [255, 0, 77].repeat(to.0 * to.1);
+            assert_eq!(bicubic(&pixels, from, to), expected);
+        }
+    }
+}
