@@ -1,0 +1,292 @@
+//! The language model: Qwen2 or InternLM2.
+//!
+//! Reference: `Qwen2ForCausalLM`, `InternLM2ForCausalLM`. The two compute the
+//! same thing and differ in names: InternLM2 fuses queries, keys and values
+//! into `wqkv` and has no biases. Differs: dynamic NTK scaling is left out, for
+//! it begins beyond `max_position_embeddings`, which no prompt reaches.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::{LanguageConfig, LanguageFamily};
+use crate::{
+    nn::{Linear, RmsNorm, Rope, Tensors, attention, silu, split_heads},
+    weights::WeightsError,
+};
+
+/// A causal language model with its head.
+#[derive(Debug, Clone)]
+pub struct LanguageModel {
+    /// Key `model.embed_tokens` or `model.tok_embeddings`: `(V, D)`.
+    embedding: Tensor<2>,
+    /// Keys `model.layers.{i}`.
+    layers: Vec<Layer>,
+    /// Key `model.norm`.
+    norm: RmsNorm,
+    /// Key `lm_head` or `output`: never tied to the embedding.
+    head: Linear,
+    head_dim: usize,
+    rope_theta: f64,
+}
+
+/// Keys and values of tokens already seen, layer by layer.
+#[derive(Debug, Clone)]
+pub struct KeyValues {
+    /// Keys (turned by RoPE) and values: each `(B, G, L, d)`.
+    layers: Vec<(Tensor<4>, Tensor<4>)>,
+}
+
+impl KeyValues {
+    /// How many tokens were seen.
+    pub fn length(&self) -> usize {
+        self.layers.first().map_or(0, |(key, _)| key.dims()[2])
+    }
+
+    /// Memory of the keys and values, in bytes.
+    pub fn bytes(&self) -> usize {
+        let values: usize = self
+            .layers
+            .iter()
+            .map(|(key, _)| 2 * key.shape().num_elements())
+            .sum();
+        values * size_of::<f32>()
+    }
+}
+
+impl LanguageModel {
+    /// Reads the model; `tensors` is at `language_model`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or its shape is not what the config implies.
+    pub fn load(tensors: &Tensors<'_>, config: &LanguageConfig) -> Result<Self, WeightsError> {
+        let LanguageConfig {
+            width,
+            vocabulary,
+            epsilon,
+            ..
+        } = *config;
+        let (embedding, head) = match config.family {
+            LanguageFamily::Qwen2 => ("model.embed_tokens.weight", "lm_head"),
+            LanguageFamily::InternLm2 => ("model.tok_embeddings.weight", "output"),
+        };
+        Ok(Self {
+            embedding: tensors.get(embedding, [vocabulary, width], "llm_config.vocab_size")?,
+            layers: (0..config.layers)
+                .map(|i| Layer::load(&tensors.at("model.layers").at(i), config))
+                .collect::<Result<_, _>>()?,
+            norm: RmsNorm::load(
+                &tensors.at("model.norm"),
+                width,
+                epsilon,
+                "llm_config.hidden_size",
+            )?,
+            head: Linear::load_without_bias(
+                &tensors.at(head),
+                [width, vocabulary],
+                "llm_config.vocab_size",
+            )?,
+            head_dim: config.head_dim(),
+            rope_theta: config.rope_theta,
+        })
+    }
+
+    /// The embeddings of token ids.
+    ///
+    /// # Shapes
+    /// `L` ids; returns `(1, L, D)`.
+    pub fn embed(&self, ids: &[u32]) -> Tensor<3> {
+        let device = self.embedding.device();
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let count = ids.len();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &device);
+        self.embedding.clone().select(0, ids).unsqueeze()
+    }
+
+    /// Hidden states after the final norm, and the keys and values of the new tokens.
+    ///
+    /// # Shapes
+    /// - `x`: `(B, L, D)`, embedded tokens
+    /// - `positions`: `L`, where each token stands in its own sequence
+    /// - `mask`: added to the scores, `(1, 1, L, P + L)`: earlier tokens first
+    /// - `past`: keys and values of `P` earlier tokens, with `B` or 1 as their batch
+    /// - returns `(B, L, D)`
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        positions: &[usize],
+        mask: &Tensor<4>,
+        past: Option<&KeyValues>,
+    ) -> (Tensor<3>, KeyValues) {
+        let rope = Rope::new(positions, self.head_dim, self.rope_theta, &x.device());
+        let mut seen = Vec::with_capacity(self.layers.len());
+        let mut x = x;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let past = past.map(|past| &past.layers[i]);
+            let (y, key_values) = layer.forward(x, &rope, mask, past);
+            x = y;
+            seen.push(key_values);
+        }
+        (self.norm.forward(x), KeyValues { layers: seen })
+    }
+
+    /// Scores of the next token over the whole vocabulary.
+    ///
+    /// # Shapes
+    /// `(n, D)` to `(n, V)`.
+    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.head.forward(hidden)
+    }
+}
+
+/// A mask by which each of `length` tokens sees itself and the tokens before it: `(1, 1, L, L)`.
+pub fn causal_mask(length: usize, device: &Device) -> Tensor<4> {
+    let values = (0..length).flat_map(|query| {
+        (0..length).map(move |key| if key <= query { 0.0 } else { f32::NEG_INFINITY })
+    });
+    Tensor::from_data(
+        TensorData::new(values.collect(), [1, 1, length, length]),
+        device,
+    )
+}
+
+/// One pre-norm decoder layer.
+#[derive(Debug, Clone)]
+struct Layer {
+    /// Key `input_layernorm` or `attention_norm`.
+    attention_norm: RmsNorm,
+    /// Key `self_attn.q_proj`, or the query rows of `attention.wqkv`.
+    query: Linear,
+    /// Key `self_attn.k_proj`, or the key rows of `attention.wqkv`.
+    key: Linear,
+    /// Key `self_attn.v_proj`, or the value rows of `attention.wqkv`.
+    value: Linear,
+    /// Key `self_attn.o_proj` or `attention.wo`.
+    output: Linear,
+    /// Key `post_attention_layernorm` or `ffn_norm`.
+    mlp_norm: RmsNorm,
+    /// Key `mlp.gate_proj` or `feed_forward.w1`.
+    gate: Linear,
+    /// Key `mlp.up_proj` or `feed_forward.w3`.
+    up: Linear,
+    /// Key `mlp.down_proj` or `feed_forward.w2`.
+    down: Linear,
+    heads: usize,
+    key_value_heads: usize,
+}
+
+impl Layer {
+    fn load(tensors: &Tensors<'_>, config: &LanguageConfig) -> Result<Self, WeightsError> {
+        let LanguageConfig {
+            width,
+            inner,
+            heads,
+            key_value_heads,
+            epsilon,
+            ..
+        } = *config;
+        let narrow = key_value_heads * config.head_dim();
+        let heads_field = "llm_config.num_key_value_heads";
+        let inner_field = "llm_config.intermediate_size";
+        let width_field = "llm_config.hidden_size";
+        let norm = |name| RmsNorm::load(&tensors.at(name), width, epsilon, width_field);
+        let plain = |name, size, field| Linear::load_without_bias(&tensors.at(name), size, field);
+        match config.family {
+            LanguageFamily::Qwen2 => Ok(Self {
+                attention_norm: norm("input_layernorm")?,
+                query: Linear::load(&tensors.at("self_attn.q_proj"), [width, width], width_field)?,
+                key: Linear::load(
+                    &tensors.at("self_attn.k_proj"),
+                    [width, narrow],
+                    heads_field,
+                )?,
+                value: Linear::load(
+                    &tensors.at("self_attn.v_proj"),
+                    [width, narrow],
+                    heads_field,
+                )?,
+                output: plain("self_attn.o_proj", [width, width], width_field)?,
+                mlp_norm: norm("post_attention_layernorm")?,
+                gate: plain("mlp.gate_proj", [width, inner], inner_field)?,
+                up: plain("mlp.up_proj", [width, inner], inner_field)?,
+                down: plain("mlp.down_proj", [inner, width], inner_field)?,
+                heads,
+                key_value_heads,
+            }),
+            LanguageFamily::InternLm2 => {
+                let fused = tensors.get(
+                    "attention.wqkv.weight",
+                    [width + 2 * narrow, width],
+                    heads_field,
+                )?;
+                let [query, key, value] = split_wqkv(fused, config);
+                Ok(Self {
+                    attention_norm: norm("attention_norm")?,
+                    query,
+                    key,
+                    value,
+                    output: plain("attention.wo", [width, width], width_field)?,
+                    mlp_norm: norm("ffn_norm")?,
+                    gate: plain("feed_forward.w1", [width, inner], inner_field)?,
+                    up: plain("feed_forward.w3", [width, inner], inner_field)?,
+                    down: plain("feed_forward.w2", [inner, width], inner_field)?,
+                    heads,
+                    key_value_heads,
+                })
+            }
+        }
+    }
+
+    /// `(B, L, D)` to `(B, L, D)`, and the keys and values of these tokens.
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        rope: &Rope,
+        mask: &Tensor<4>,
+        past: Option<&(Tensor<4>, Tensor<4>)>,
+    ) -> (Tensor<3>, (Tensor<4>, Tensor<4>)) {
+        let h = self.attention_norm.forward(x.clone());
+        let query = rope.apply(split_heads(self.query.forward(h.clone()), self.heads));
+        let key = rope.apply(split_heads(
+            self.key.forward(h.clone()),
+            self.key_value_heads,
+        ));
+        let value = split_heads(self.value.forward(h), self.key_value_heads);
+        let (keys, values) = match past {
+            Some((old_key, old_value)) => (
+                Tensor::cat(vec![old_key.clone(), key.clone()], 2),
+                Tensor::cat(vec![old_value.clone(), value.clone()], 2),
+            ),
+            None => (key.clone(), value.clone()),
+        };
+        let x = x + self
+            .output
+            .forward(attention(query, keys, values, Some(mask)));
+
+        let h = self.mlp_norm.forward(x.clone());
+        let inner = silu(self.gate.forward(h.clone())) * self.up.forward(h);
+        (x + self.down.forward(inner), (key, value))
+    }
+}
+
+/// Takes InternLM2's fused projection apart.
+///
+/// Its rows come in one group per key-value head: the query heads of the
+/// group, then its key head, then its value head.
+fn split_wqkv(fused: Tensor<2>, config: &LanguageConfig) -> [Linear; 3] {
+    let LanguageConfig {
+        width,
+        heads,
+        key_value_heads: groups,
+        ..
+    } = *config;
+    let (head_dim, per_group) = (config.head_dim(), heads / groups);
+    let fused = fused.reshape([groups, per_group + 2, head_dim, width]);
+    let rows = |start, count| {
+        let part = fused.clone().narrow(1, start, count);
+        Linear::new(part.reshape([groups * count * head_dim, width]), None)
+    };
+    [
+        rows(0, per_group),
+        rows(per_group, 1),
+        rows(per_group + 1, 1),
+    ]
+}

@@ -1,0 +1,13 @@
+//! InternVL2 and InternVL2.5: InternViT, a projector, and a language model.
+
+mod config;
+mod language;
+mod projector;
+mod vision;
+
+pub use config::{
+    Config, ConfigError, LanguageConfig, LanguageFamily, UnshuffleVersion, VisionConfig,
+};
+pub use language::{KeyValues, LanguageModel, causal_mask};
+pub use projector::Projector;
+pub use vision::VisionModel;

@@ -1,0 +1,36 @@
+//! refseg: an image and a phrase in, a mask out.
+//!
+//! ```no_run
+//! use refseg::{Image, Options, Predictor};
+//!
+//! let predictor = Predictor::load("builtin", &Options::default())?;
+//! let image = Image::open("kitchen.jpg")?;
+//! let scene = predictor.encode(&image)?; // slow part, once per image
+//! let found = scene.segment("the mug behind the kettle")?;
+//! found.mask.save_png("mug.png")?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Modules, in the order in which a stranger should read them: [`predictor`]
+//! is the face; [`image`](mod@image), [`prompt`] and [`mask`] are what goes in
+//! and comes out; [`mllmseg`], [`internvl`] and [`nn`] are the network, from
+//! the whole to its layers; [`weights`] and [`tokenizer`] read checkpoints.
+
+pub mod predictor;
+
+pub mod image;
+pub mod mask;
+pub mod prompt;
+
+pub mod internvl;
+pub mod mllmseg;
+pub mod nn;
+
+pub mod builtin;
+pub mod random;
+pub mod tokenizer;
+pub mod weights;
+
+pub use image::Image;
+pub use mask::Mask;
+pub use predictor::{Options, Predictor, Scene, Segmentation};

@@ -1,0 +1,77 @@
+//! A network without weights: which tensors it needs, and of which shape.
+
+use std::cell::RefCell;
+
+use burn::tensor::{Device, Tensor};
+
+use super::TensorSource;
+use crate::weights::WeightsError;
+
+/// Records what a network asks for while it is being built.
+///
+/// The tensors it hands out are zero and never touched, so that the blueprint
+/// of a network far larger than memory can be drawn.
+#[derive(Debug)]
+pub struct Blueprint {
+    device: Device,
+    parts: RefCell<Vec<Part>>,
+}
+
+/// One tensor of a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The checkpoint key.
+    pub key: String,
+    /// The shape, row-major.
+    pub shape: Vec<usize>,
+}
+
+impl Part {
+    /// How many values it holds.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Blueprint {
+    /// The parts that `build` asks for, in its order.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn of<T>(
+        build: impl FnOnce(&dyn TensorSource) -> Result<T, WeightsError>,
+    ) -> Result<Vec<Part>, WeightsError> {
+        let blueprint = Self {
+            device: Device::flex(),
+            parts: RefCell::default(),
+        };
+        build(&blueprint)?;
+        Ok(blueprint.parts.into_inner())
+    }
+}
+
+impl TensorSource for Blueprint {
+    fn tensor(
+        &self,
+        key: &str,
+        shape: &[usize],
+        _: &'static str,
+    ) -> Result<Tensor<1>, WeightsError> {
+        let part = Part {
+            key: key.to_owned(),
+            shape: shape.to_vec(),
+        };
+        let zeros = Tensor::zeros([part.len()], &self.device);
+        self.parts.borrow_mut().push(part);
+        Ok(zeros)
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+}

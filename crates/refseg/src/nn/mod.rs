@@ -1,0 +1,22 @@
+//! Layers that every network here is built from.
+//!
+//! This is the one place where a faster kernel replaces the framework's
+//! without touching a model file. Letters in shapes mean the same everywhere:
+//! `B` pictures, `L` tokens, `H` heads, `D` width of a token, `Q` phrases.
+
+mod attention;
+mod blueprint;
+mod kernels;
+mod linear;
+mod norm;
+mod rope;
+mod stored;
+mod tensors;
+
+pub use attention::{attention, split_heads};
+pub use blueprint::{Blueprint, Part};
+pub use linear::{Linear, gelu, silu};
+pub use norm::{LayerNorm, RmsNorm};
+pub use rope::Rope;
+pub use stored::StoredTensors;
+pub use tensors::{TensorSource, Tensors};

@@ -1,0 +1,55 @@
+//! Tensors of a checkpoint, put on a device one by one.
+
+use std::{cell::RefCell, collections::HashSet};
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::TensorSource;
+use crate::weights::{Weights, WeightsError};
+
+/// A checkpoint as a [`TensorSource`]: reads each tensor when a network asks for it.
+#[derive(Debug)]
+pub struct StoredTensors<'a> {
+    weights: &'a Weights,
+    device: Device,
+    used: RefCell<HashSet<String>>,
+}
+
+impl<'a> StoredTensors<'a> {
+    /// The tensors of `weights`, to be put on `device`.
+    pub fn new(weights: &'a Weights, device: Device) -> Self {
+        Self {
+            weights,
+            device,
+            used: RefCell::default(),
+        }
+    }
+
+    /// Keys that no network has asked for, sorted.
+    pub fn unused(&self) -> Vec<String> {
+        self.weights.unused(&self.used.borrow())
+    }
+}
+
+impl TensorSource for StoredTensors<'_> {
+    fn tensor(
+        &self,
+        key: &str,
+        shape: &[usize],
+        implied_by: &'static str,
+    ) -> Result<Tensor<1>, WeightsError> {
+        let values =
+            self.weights
+                .read_f32(key, shape, &format!("`{implied_by}` in config.json"))?;
+        self.used.borrow_mut().insert(key.to_owned());
+        let count = values.len();
+        Ok(Tensor::from_data(
+            TensorData::new(values, [count]),
+            &self.device,
+        ))
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+}
