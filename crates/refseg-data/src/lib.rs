@@ -1,0 +1,4 @@
+//! Data sets of referring segmentation, drawn scenes, and metrics.
+
+pub mod metrics;
+pub mod scenes;
