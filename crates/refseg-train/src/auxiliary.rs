@@ -1,0 +1,134 @@
+//! Heads that help a small network to learn from scratch and are then dropped.
+//!
+//! The masks alone teach too slowly: a phrase must already pick patches before
+//! its mask says anything. The generator knows what every patch shows and
+//! which patches a phrase means, and these heads are asked for it directly.
+//! None of them is part of the model that a run leaves behind.
+
+use burn::tensor::{Tensor, activation};
+use refseg::{
+    internvl::Config,
+    nn::{Linear, TensorSource, Tensors},
+    weights::WeightsError,
+};
+use refseg_data::scenes::{Colour, Shape};
+
+use crate::{
+    batch::Batch,
+    losses::{binary_cross_entropy, cross_entropy},
+};
+
+/// Prefix of the heads' keys.
+pub const PREFIX: &str = "auxiliary";
+
+/// The helper heads.
+#[derive(Debug, Clone)]
+pub struct Auxiliary {
+    /// Key `patch`: C → classes of shape, colour and scale, and a box.
+    patch: Linear,
+    /// Key `phrase`: D → [`MATCH_WIDTH`].
+    phrase: Linear,
+    /// Key `place`: C → [`MATCH_WIDTH`].
+    place: Linear,
+    /// Key `box`: D → 4.
+    bounds: Linear,
+}
+
+/// Width in which phrases and patches are compared.
+const MATCH_WIDTH: usize = 64;
+/// Few patches belong to a target.
+const MATCH_POSITIVE_WEIGHT: f64 = 4.0;
+/// Small and large.
+pub(crate) const SCALES: usize = 2;
+/// Sizes of the class heads, background included, and of the box.
+const PATCH_OUTPUTS: [usize; 4] = [Shape::ALL.len() + 1, Colour::ALL.len() + 1, SCALES + 1, 4];
+
+impl Auxiliary {
+    /// Builds the heads from the parameters of a run.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load(source: &dyn TensorSource, config: &Config) -> Result<Self, WeightsError> {
+        let tensors = Tensors::root(source).at(PREFIX);
+        let (vision, language) = (config.vision.width, config.language.width);
+        let head = |name, size| Linear::load(&tensors.at(name), size, "vision_config.hidden_size");
+        Ok(Self {
+            patch: head("patch", [vision, PATCH_OUTPUTS.iter().sum()])?,
+            phrase: head("phrase", [language, MATCH_WIDTH])?,
+            place: head("place", [vision, MATCH_WIDTH])?,
+            bounds: head("box", [language, 4])?,
+        })
+    }
+
+    /// Whether each patch knows what it shows.
+    ///
+    /// # Shapes
+    /// `vit` is `(B, P, C)`; returns `(1)`.
+    pub fn patch_loss(&self, vit: Tensor<3>, batch: &Batch) -> Tensor<1> {
+        let device = vit.device();
+        let labels = &batch.patches;
+        let [pictures, patches, _] = vit.dims();
+        let count = pictures * patches;
+        let outputs = self
+            .patch
+            .forward(vit)
+            .reshape([count, PATCH_OUTPUTS.iter().sum::<usize>()]);
+        let weights = Batch::tensor(&labels.weights, [count], &device);
+        let mut start = 0;
+        let mut next = |width: usize| {
+            start += width;
+            outputs.clone().narrow(1, start - width, width)
+        };
+        let classes = [&labels.shapes, &labels.colours, &labels.scales];
+        let class_losses: Vec<Tensor<1>> = classes
+            .into_iter()
+            .zip(PATCH_OUTPUTS)
+            .map(|(classes, width)| {
+                let targets = Batch::indices(classes.iter().copied(), &device);
+                cross_entropy(next(width), targets, weights.clone())
+            })
+            .collect();
+        let boxes = next(PATCH_OUTPUTS[3]);
+        let is_object = weights.greater_equal_scalar(1.0).float();
+        let wrong = (boxes - Batch::tensor(&labels.boxes, [count, 4], &device))
+            .abs()
+            .mean_dim(1);
+        let box_loss = (wrong.reshape([-1]) * is_object.clone()).sum() / (is_object.sum() + 1e-6);
+        class_losses
+            .into_iter()
+            .fold(box_loss * 4.0, |sum, loss| sum + loss)
+    }
+
+    /// Whether each phrase picks the patches that it means, and knows where they are.
+    ///
+    /// # Shapes
+    /// - `places`: `(B, P, C)`, patches as the mask decoder sees them
+    /// - `phrases`: `(B, Q, D)`
+    /// - returns `(1)`, and `(1)`
+    pub fn phrase_losses(
+        &self,
+        places: Tensor<3>,
+        phrases: Tensor<3>,
+        batch: &Batch,
+    ) -> [Tensor<1>; 2] {
+        let device = places.device();
+        let [pictures, count, _] = phrases.dims();
+        let [_, patches, _] = places.dims();
+        let place = self.place.forward(places); // (B, P, W)
+        let phrase = self.phrase.forward(phrases.clone()); // (B, Q, W)
+        // The threshold begins low: most patches are not meant.
+        let scores = phrase.matmul(place.transpose()) * (MATCH_WIDTH as f64).powf(-0.5) - 2.0;
+        let coverage = Batch::tensor(&batch.coverage, [pictures, count, patches], &device);
+        let matching = binary_cross_entropy(scores, coverage, MATCH_POSITIVE_WEIGHT);
+
+        let found: Vec<f32> = batch.found.iter().map(|&found| f32::from(found)).collect();
+        let found = Batch::tensor(&found, [pictures * count], &device);
+        let boxes =
+            activation::sigmoid(self.bounds.forward(phrases)).reshape([pictures * count, 4]);
+        let wrong = (boxes - Batch::tensor(&batch.boxes, [pictures * count, 4], &device))
+            .abs()
+            .mean_dim(1);
+        let box_loss = (wrong.reshape([-1]) * found.clone()).sum() / (found.sum() + 1e-6);
+        [matching, box_loss]
+    }
+}

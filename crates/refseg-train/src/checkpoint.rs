@@ -1,0 +1,265 @@
+//! What a run leaves on disk: its own state, and the model as anyone may use it.
+
+use std::{collections::BTreeMap, fs, io::ErrorKind, path::Path};
+
+use refseg::{
+    internvl::Config,
+    weights::{SaveDtype, TensorSpec, Weights, WeightsError, save_safetensors},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    TrainError, auxiliary,
+    parameters::{Parameter, Parameters},
+    run::Recipe,
+    vocabulary::TrainedTokenizer,
+};
+
+/// Holds every tensor four times: values, two moments, running mean.
+const STATE: &str = "state.safetensors";
+/// Holds the step of [`STATE`]: both are replaced together, this one last.
+const PROGRESS: &str = "state.json";
+
+/// The step that a state belongs to, and the settings it was made with.
+#[derive(Debug, Serialize, Deserialize)]
+struct Progress {
+    step: u64,
+    recipe: Recipe,
+    /// Name of the state file: a new one each time, so that a kill between two renames leaves a pair that fits.
+    state: String,
+}
+
+/// Writes the state of a run after `step`.
+///
+/// # Errors
+/// If a file cannot be written; the state before is then still whole.
+pub fn save(
+    folder: &Path,
+    recipe: &Recipe,
+    parameters: &Parameters,
+    step: u64,
+) -> Result<(), TrainError> {
+    let name = format!("{step:07}.{STATE}");
+    let mut specs = Vec::new();
+    for (key, parameter) in parameters.iter() {
+        for part in Part::ALL
+            .into_iter()
+            .filter(|part| !part.of(parameter).is_empty())
+        {
+            specs.push(TensorSpec {
+                name: format!("{}/{key}", part.name()),
+                shape: parameter.shape.clone(),
+            });
+        }
+    }
+    save_safetensors(
+        &folder.join(&name),
+        &specs,
+        SaveDtype::F32,
+        &BTreeMap::new(),
+        |spec| {
+            let (part, key) = split(&spec.name).ok_or_else(|| missing(folder, &spec.name))?;
+            let parameter = parameters.get(key).ok_or_else(|| missing(folder, key))?;
+            Ok(part.of(parameter).clone())
+        },
+    )?;
+    let progress = Progress {
+        step,
+        recipe: recipe.clone(),
+        state: name.clone(),
+    };
+    write(&folder.join(PROGRESS), &json(&progress))?;
+    remove_other_states(folder, &name)
+}
+
+/// Reads the state of a run into `parameters`; `None` if there is none.
+///
+/// # Errors
+/// If a file is damaged, or the run was begun with other settings.
+pub fn load(
+    folder: &Path,
+    recipe: &Recipe,
+    parameters: &mut Parameters,
+) -> Result<Option<u64>, TrainError> {
+    let path = folder.join(PROGRESS);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(TrainError::Folder { path, source }),
+    };
+    let progress: Progress =
+        serde_json::from_slice(&bytes).map_err(|source| WeightsError::Json {
+            path: path.clone(),
+            expected: "the progress of a run",
+            source,
+        })?;
+    // How long a run goes on may be decided while it runs.
+    let same = Recipe {
+        steps: recipe.steps,
+        ..progress.recipe.clone()
+    } == *recipe;
+    if !same {
+        let show = |recipe: &Recipe| String::from_utf8_lossy(&json(recipe)).into_owned();
+        return Err(TrainError::OtherRecipe {
+            path,
+            found: show(&progress.recipe),
+            expected: show(recipe),
+        });
+    }
+    let weights = Weights::open_file(&folder.join(&progress.state))?;
+    for (key, parameter) in parameters.iter_mut() {
+        let shape = parameter.shape.clone();
+        for part in Part::ALL {
+            let values = part.of_mut(parameter);
+            if !values.is_empty() {
+                *values =
+                    weights.read_f32(&format!("{}/{key}", part.name()), &shape, "the network")?;
+            }
+        }
+    }
+    Ok(Some(progress.step))
+}
+
+/// Writes the model that the run has come to: the averaged values, in the official layout, f16.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn export(
+    folder: &Path,
+    config: &Config,
+    tokenizer: &TrainedTokenizer,
+    parameters: &Parameters,
+) -> Result<(), TrainError> {
+    let folder = folder.join("model");
+    fs::create_dir_all(&folder).map_err(|source| TrainError::Folder {
+        path: folder.clone(),
+        source,
+    })?;
+    let helper = format!("{}.", auxiliary::PREFIX);
+    let specs: Vec<TensorSpec> = parameters
+        .iter()
+        .filter(|(key, _)| !key.starts_with(&helper))
+        .map(|(key, parameter)| TensorSpec {
+            name: key.to_owned(),
+            shape: parameter.shape.clone(),
+        })
+        .collect();
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    save_safetensors(
+        &folder.join("model.safetensors"),
+        &specs,
+        SaveDtype::F16,
+        &metadata,
+        |spec| {
+            let parameter = parameters
+                .get(&spec.name)
+                .ok_or_else(|| missing(&folder, &spec.name))?;
+            Ok(parameter.average.clone())
+        },
+    )?;
+    write(&folder.join("config.json"), &json(&config.to_json()))?;
+    write(&folder.join("tokenizer.json"), &tokenizer.tokenizer_json)?;
+    write(
+        &folder.join("tokenizer_config.json"),
+        &tokenizer.tokenizer_config_json,
+    )?;
+    write(
+        &folder.join("special_tokens_map.json"),
+        &tokenizer.special_tokens_map_json,
+    )
+}
+
+/// What is remembered of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Values,
+    FirstMoment,
+    SecondMoment,
+    Average,
+}
+
+impl Part {
+    const ALL: [Self; 4] = [
+        Self::Values,
+        Self::FirstMoment,
+        Self::SecondMoment,
+        Self::Average,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Values => "values",
+            Self::FirstMoment => "first_moment",
+            Self::SecondMoment => "second_moment",
+            Self::Average => "average",
+        }
+    }
+
+    fn of(self, parameter: &Parameter) -> &Vec<f32> {
+        match self {
+            Self::Values => &parameter.values,
+            Self::FirstMoment => &parameter.first_moment,
+            Self::SecondMoment => &parameter.second_moment,
+            Self::Average => &parameter.average,
+        }
+    }
+
+    fn of_mut(self, parameter: &mut Parameter) -> &mut Vec<f32> {
+        match self {
+            Self::Values => &mut parameter.values,
+            Self::FirstMoment => &mut parameter.first_moment,
+            Self::SecondMoment => &mut parameter.second_moment,
+            Self::Average => &mut parameter.average,
+        }
+    }
+}
+
+fn split(name: &str) -> Option<(Part, &str)> {
+    let (part, key) = name.split_once('/')?;
+    Some((
+        Part::ALL
+            .into_iter()
+            .find(|candidate| candidate.name() == part)?,
+        key,
+    ))
+}
+
+fn missing(folder: &Path, key: &str) -> WeightsError {
+    WeightsError::Missing {
+        path: folder.to_owned(),
+        key: key.to_owned(),
+    }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec_pretty(value).expect("plain numbers and strings serialise")
+}
+
+/// Writes a file whole or not at all.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    let temporary = path.with_extension("tmp");
+    fs::write(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(|source| TrainError::Folder {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn remove_other_states(folder: &Path, keep: &str) -> Result<(), TrainError> {
+    let failed = |source| TrainError::Folder {
+        path: folder.to_owned(),
+        source,
+    };
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let is_state = name
+            .to_str()
+            .is_some_and(|name| name.ends_with(STATE) && name != keep);
+        if is_state {
+            fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    Ok(())
+}

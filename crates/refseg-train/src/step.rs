@@ -1,0 +1,300 @@
+//! One training step: pictures and phrases in, losses and gradients out.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use refseg::{internvl::Config, mllmseg::Mllmseg, prompt::PromptBuilder};
+
+use crate::{
+    TrainError,
+    auxiliary::Auxiliary,
+    batch::Batch,
+    losses::{binary_cross_entropy, cross_entropy, dice},
+    parameters::{Gradients, Leaves, Parameters},
+};
+
+/// The losses of a step, each before its weight.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Losses {
+    /// Cross-entropy of the marker: `[SEG]` or `[REJ]`.
+    pub decision: f32,
+    /// Binary cross-entropy of the mask's logits.
+    pub mask: f32,
+    /// Dice.
+    pub dice: f32,
+    /// What each patch shows.
+    pub patch: f32,
+    /// Which patches a phrase means.
+    pub matching: f32,
+    /// Where they are.
+    pub place: f32,
+}
+
+impl Losses {
+    /// The weighted sum that is differentiated.
+    pub fn total(&self) -> f32 {
+        let weighted = self.weighted();
+        weighted.iter().map(|(value, weight)| value * weight).sum()
+    }
+
+    /// Adds a share of other losses.
+    pub(crate) fn add(&mut self, other: &Self, share: f32) {
+        self.decision += share * other.decision;
+        self.mask += share * other.mask;
+        self.dice += share * other.dice;
+        self.patch += share * other.patch;
+        self.matching += share * other.matching;
+        self.place += share * other.place;
+    }
+
+    fn weighted(&self) -> [(f32, f32); 6] {
+        [
+            (self.decision, WEIGHTS.decision),
+            (self.mask, WEIGHTS.mask),
+            (self.dice, WEIGHTS.dice),
+            (self.patch, WEIGHTS.patch),
+            (self.matching, WEIGHTS.matching),
+            (self.place, WEIGHTS.place),
+        ]
+    }
+}
+
+/// Weights of the losses; Dice counts double, as the small masks need it.
+const WEIGHTS: Losses = Losses {
+    decision: 1.0,
+    mask: 1.0,
+    dice: 2.0,
+    patch: 0.5,
+    matching: 1.0,
+    place: 2.0,
+};
+/// About 4 % of pixels belong to a target.
+const MASK_POSITIVE_WEIGHT: f64 = 4.0;
+
+/// What one worker found out.
+#[derive(Debug)]
+pub struct StepResult {
+    /// Losses over its share of the batch.
+    pub losses: Losses,
+    /// Gradients of the weighted sum.
+    pub gradients: Gradients,
+    /// Mean and biased variance of the mask decoder's convolution, with the values each was taken over.
+    pub statistics: Option<Statistics>,
+}
+
+/// Batch-norm statistics of one batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Statistics {
+    /// `(patch²)`.
+    pub mean: Vec<f32>,
+    /// `(patch²)`, biased.
+    pub variance: Vec<f32>,
+    /// Values behind each.
+    pub count: usize,
+}
+
+/// What a forward pass over a batch gives.
+#[derive(Debug)]
+pub struct Forward {
+    /// `(B, P, C)`.
+    pub vit: Tensor<3>,
+    /// `(B, Q, D)`: the states before each marker.
+    pub phrases: Tensor<3>,
+    /// The picture as the mask decoder sees it, before any phrase.
+    pub image: refseg::mllmseg::DecodedImage,
+    /// `(B·Q, V)`.
+    pub decisions: Tensor<2>,
+}
+
+/// Runs a batch through the network: the picture once, all of its phrases in the same sequence.
+///
+/// Every phrase sees the picture and itself only, and its positions begin
+/// again behind the picture: exactly what it would see alone.
+///
+/// # Errors
+/// If the prompt cannot be built.
+pub fn forward(
+    model: &Mllmseg,
+    batch: &Batch,
+    config: &Config,
+    prompts: &PromptBuilder,
+) -> Result<Forward, TrainError> {
+    let prefix = prompts.prefix()?;
+    let (pictures, count, length) = (batch.pictures, batch.phrases, batch.longest_suffix());
+    let width = config.language.width;
+
+    let pixels = model
+        .vision
+        .pixels(batch.pixels.clone(), pictures, config.image_size);
+    let device = pixels.device();
+    let vit = model.vision.forward(pixels);
+    let image = model.projector.forward(vit.clone());
+    let before = model.splice(&prefix.ids, prefix.image_start, image);
+
+    let padded: Vec<u32> = batch
+        .suffixes
+        .iter()
+        .flat_map(|ids| {
+            ids.iter()
+                .copied()
+                .chain(std::iter::repeat_n(0, length - ids.len()))
+        })
+        .collect();
+    let after = model
+        .language
+        .embed(&padded)
+        .reshape([pictures, count * length, width]);
+    let x = Tensor::cat(vec![before, after], 1);
+    let start = prefix.ids.len();
+    let positions: Vec<usize> = (0..start)
+        .chain((0..count).flat_map(|_| start..start + length))
+        .collect();
+    let mask = packed_mask(start, count, length, &device);
+    let (hidden, _) = model.language.forward(x, &positions, &mask, None);
+
+    let llm = model.image_states(hidden.clone(), prefix.image_start, config.image_tokens());
+    let row = start + count * length;
+    let ends = batch.suffixes.iter().enumerate().map(|(i, ids)| {
+        let (picture, phrase) = (i / count, i % count);
+        (picture * row + start + phrase * length + ids.len() - 1) as i64
+    });
+    let phrases = hidden
+        .reshape([pictures * row, width])
+        .select(0, Batch::indices(ends, &device));
+    let decisions = model.language.logits(phrases.clone());
+    Ok(Forward {
+        image: model.decoder.encode(vit.clone(), llm),
+        vit,
+        phrases: phrases.reshape([pictures, count, width]),
+        decisions,
+    })
+}
+
+/// Picks the phrases that are decoded to masks: `(B, K, D)`.
+pub fn chosen_phrases(forward: &Forward, batch: &Batch) -> Tensor<3> {
+    let [pictures, count, width] = forward.phrases.dims();
+    let flat = forward.phrases.clone().reshape([pictures * count, width]);
+    let chosen = Batch::indices(batch.chosen.iter().map(|&i| i as i64), &flat.device());
+    flat.select(0, chosen)
+        .reshape([pictures, batch.masks, width])
+}
+
+/// Losses and gradients of one batch. With `sight_only`, of the vision tower alone.
+///
+/// # Errors
+/// If a tensor is missing or the prompt cannot be built.
+pub fn step(
+    parameters: &Parameters,
+    batch: &Batch,
+    config: &Config,
+    prompts: &PromptBuilder,
+    sight_only: bool,
+    device: &Device,
+) -> Result<StepResult, TrainError> {
+    let leaves = Leaves::tracked(parameters, device);
+    let model = Mllmseg::load(&leaves, config)?;
+    let auxiliary = Auxiliary::load(&leaves, config)?;
+
+    if sight_only {
+        let pixels = model
+            .vision
+            .pixels(batch.pixels.clone(), batch.pictures, config.image_size);
+        let patch = auxiliary.patch_loss(model.vision.forward(pixels), batch);
+        let losses = Losses {
+            patch: scalar(&patch),
+            ..Losses::default()
+        };
+        return Ok(StepResult {
+            losses,
+            gradients: leaves.gradients(&patch),
+            statistics: None,
+        });
+    }
+
+    let forward = forward(&model, batch, config, prompts)?;
+    let [_, vocabulary] = forward.decisions.dims();
+    let device = forward.decisions.device();
+    let special = prompts.tokens();
+    let markers = batch
+        .found
+        .iter()
+        .map(|&found| i64::from(if found { special.seg } else { special.rej }));
+    debug_assert!(
+        markers.clone().all(|id| (id as usize) < vocabulary),
+        "markers are in the vocabulary"
+    );
+    let weights = Tensor::ones([batch.found.len()], &device);
+    let decision = cross_entropy(
+        forward.decisions.clone(),
+        Batch::indices(markers, &device),
+        weights,
+    );
+
+    let decoded = model
+        .decoder
+        .decode_in_training(&forward.image, chosen_phrases(&forward, batch));
+    let targets = Batch::tensor(&batch.targets, decoded.logits.dims(), &device);
+    let mask = binary_cross_entropy(
+        decoded.logits.clone(),
+        targets.clone(),
+        MASK_POSITIVE_WEIGHT,
+    );
+    let overlap = dice(decoded.logits, targets);
+    let patch = auxiliary.patch_loss(forward.vit.clone(), batch);
+    let [matching, place] =
+        auxiliary.phrase_losses(forward.image.places(), forward.phrases.clone(), batch);
+
+    let losses = Losses {
+        decision: scalar(&decision),
+        mask: scalar(&mask),
+        dice: scalar(&overlap),
+        patch: scalar(&patch),
+        matching: scalar(&matching),
+        place: scalar(&place),
+    };
+    let parts = [decision, mask, overlap, patch, matching, place];
+    let weighted = parts
+        .into_iter()
+        .zip(losses.weighted())
+        .map(|(loss, (_, weight))| loss * weight);
+    let total = weighted
+        .reduce(|sum, loss| sum + loss)
+        .expect("there are six losses");
+    let statistics = decoded.statistics.map(|(mean, variance)| Statistics {
+        mean: values(mean),
+        variance: values(variance),
+        count: batch.chosen.len() * config.grid() * config.grid(),
+    });
+    Ok(StepResult {
+        losses,
+        gradients: leaves.gradients(&total),
+        statistics,
+    })
+}
+
+/// The values of a tensor; f32 is the only float type that training creates.
+pub fn values<const R: usize>(tensor: Tensor<R>) -> Vec<f32> {
+    tensor
+        .into_data()
+        .try_into_vec()
+        .expect("training computes in f32")
+}
+
+fn scalar(loss: &Tensor<1>) -> f32 {
+    values(loss.clone())[0]
+}
+
+/// `(1, 1, L, L)` for a picture's tokens and `count` phrases of `length` behind them.
+fn packed_mask(start: usize, count: usize, length: usize, device: &Device) -> Tensor<4> {
+    let total = start + count * length;
+    let mut mask = vec![f32::NEG_INFINITY; total * total];
+    for query in 0..total {
+        let row = &mut mask[query * total..][..total];
+        let own = if query < start {
+            0
+        } else {
+            start + (query - start) / length * length
+        };
+        row[..start.min(query + 1)].fill(0.0);
+        row[own..=query].fill(0.0);
+    }
+    Tensor::from_data(TensorData::new(mask, [1, 1, total, total]), device)
+}
