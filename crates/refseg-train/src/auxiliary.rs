@@ -28,8 +28,12 @@ pub struct Auxiliary {
     patch: Linear,
     /// Key `phrase`: D → [`MATCH_WIDTH`].
     phrase: Linear,
-    /// Key `place`: C → [`MATCH_WIDTH`].
+    /// Key `place`: C → [`MATCH_WIDTH`], patches as the mask decoder sees them.
     place: Linear,
+    /// Key `sight`: C → [`MATCH_WIDTH`], patches as the vision tower leaves them.
+    sight: Linear,
+    /// Key `words`: D → V.
+    words: Linear,
     /// Key `box`: D → 4.
     bounds: Linear,
 }
@@ -56,6 +60,8 @@ impl Auxiliary {
             patch: head("patch", [vision, PATCH_OUTPUTS.iter().sum()])?,
             phrase: head("phrase", [language, MATCH_WIDTH])?,
             place: head("place", [vision, MATCH_WIDTH])?,
+            sight: head("sight", [vision, MATCH_WIDTH])?,
+            words: head("words", [language, config.language.vocabulary])?,
             bounds: head("box", [language, 4])?,
         })
     }
@@ -99,36 +105,67 @@ impl Auxiliary {
             .fold(box_loss * 4.0, |sum, loss| sum + loss)
     }
 
-    /// Whether each phrase picks the patches that it means, and knows where they are.
+    /// Whether each phrase's vector says which patches are meant, where they are, and what was asked.
+    ///
+    /// The last one comes first in time: the state before a marker hardly depends on the few words
+    /// before it until something asks for them, and without words nothing can be picked.
     ///
     /// # Shapes
+    /// - `vit`: `(B, P, C)`, patches as the vision tower leaves them
     /// - `places`: `(B, P, C)`, patches as the mask decoder sees them
     /// - `phrases`: `(B, Q, D)`
-    /// - returns `(1)`, and `(1)`
     pub fn phrase_losses(
         &self,
+        vit: Tensor<3>,
         places: Tensor<3>,
         phrases: Tensor<3>,
         batch: &Batch,
-    ) -> [Tensor<1>; 2] {
+    ) -> PhraseLosses {
         let device = places.device();
-        let [pictures, count, _] = phrases.dims();
+        let [pictures, count, width] = phrases.dims();
         let [_, patches, _] = places.dims();
-        let place = self.place.forward(places); // (B, P, W)
         let phrase = self.phrase.forward(phrases.clone()); // (B, Q, W)
-        // The threshold begins low: most patches are not meant.
-        let scores = phrase.matmul(place.transpose()) * (MATCH_WIDTH as f64).powf(-0.5) - 2.0;
         let coverage = Batch::tensor(&batch.coverage, [pictures, count, patches], &device);
-        let matching = binary_cross_entropy(scores, coverage, MATCH_POSITIVE_WEIGHT);
+        let matching = |patch: Tensor<3>| {
+            let scores = phrase.clone().matmul(patch.transpose()) * (MATCH_WIDTH as f64).powf(-0.5);
+            // The threshold begins low: most patches are not meant.
+            binary_cross_entropy(scores - 2.0, coverage.clone(), MATCH_POSITIVE_WEIGHT)
+        };
+        let matching = matching(self.place.forward(places)) + matching(self.sight.forward(vit));
 
         let found: Vec<f32> = batch.found.iter().map(|&found| f32::from(found)).collect();
         let found = Batch::tensor(&found, [pictures * count], &device);
-        let boxes =
-            activation::sigmoid(self.bounds.forward(phrases)).reshape([pictures * count, 4]);
-        let wrong = (boxes - Batch::tensor(&batch.boxes, [pictures * count, 4], &device))
-            .abs()
-            .mean_dim(1);
-        let box_loss = (wrong.reshape([-1]) * found.clone()).sum() / (found.sum() + 1e-6);
-        [matching, box_loss]
+        let boxes = activation::sigmoid(self.bounds.forward(phrases.clone()));
+        let target = Batch::tensor(&batch.boxes, [pictures * count, 4], &device);
+        let wrong = (boxes.reshape([pictures * count, 4]) - target).abs().mean_dim(1);
+        let place = (wrong.reshape([-1]) * found.clone()).sum() / (found.sum() + 1e-6);
+
+        let scores = self.words.forward(phrases.reshape([pictures * count, width]));
+        let [_, vocabulary] = scores.dims();
+        let asked = Batch::tensor(&word_shares(batch, vocabulary), [pictures * count, vocabulary], &device);
+        let words = (activation::log_softmax(scores, 1) * asked).sum().neg() / (pictures * count) as f64;
+        PhraseLosses { matching, place, words }
     }
+}
+
+/// Losses of the phrases' vectors, `(1)` each.
+#[derive(Debug, Clone)]
+pub struct PhraseLosses {
+    /// Which patches are meant, judged on both views of the patches.
+    pub matching: Tensor<1>,
+    /// Where they are.
+    pub place: Tensor<1>,
+    /// Which words were said.
+    pub words: Tensor<1>,
+}
+
+/// For each phrase, its tokens as shares of one: `(B·Q, V)`.
+fn word_shares(batch: &Batch, vocabulary: usize) -> Vec<f32> {
+    let mut shares = vec![0.0; batch.suffixes.len() * vocabulary];
+    for (row, ids) in shares.chunks_exact_mut(vocabulary).zip(&batch.suffixes) {
+        for &id in ids {
+            row[id as usize] += 1.0 / ids.len() as f32;
+        }
+    }
+    shares
 }

@@ -96,7 +96,8 @@ impl Batch {
                 index,
             );
             let chosen = choose_masks(&scene, options, &mut random);
-            batch.add(&scene, &chosen, config, prompts)?;
+            let view = View::stretched(&scene, &mut random);
+            batch.add(&view, &chosen, config, prompts)?;
         }
         Ok(batch)
     }
@@ -112,7 +113,8 @@ impl Batch {
     ) -> Result<Self, TrainError> {
         let count = scene.phrases.len();
         let mut batch = Self::empty(count, count);
-        batch.add(scene, &(0..count).collect::<Vec<_>>(), config, prompts)?;
+        let chosen: Vec<usize> = (0..count).collect();
+        batch.add(&View::whole(scene), &chosen, config, prompts)?;
         Ok(batch)
     }
 
@@ -135,36 +137,31 @@ impl Batch {
     /// Adds a scene; `chosen` are the phrases whose masks are wanted.
     fn add(
         &mut self,
-        scene: &Scene,
+        view: &View<'_>,
         chosen: &[usize],
         config: &Config,
         prompts: &PromptBuilder,
     ) -> Result<(), TrainError> {
-        let (size, side) = (scene.size as usize, config.image_size);
-        let picture = Image::from_rgb(scene.size, scene.size, scene.pixels.clone())?;
-        self.pixels
-            .extend(picture.resize(side as u32, side as u32).normalised());
-        self.patches.add(scene, config.grid());
+        let (scene, side) = (view.scene, config.image_size);
+        let picture = Image::from_rgb(view.width as u32, view.height as u32, view.pixels())?;
+        self.pixels.extend(picture.resize(side as u32, side as u32).normalised());
+        self.patches.add(view, config.grid());
 
         let start = self.suffixes.len();
         for slot in 0..self.phrases {
             let phrase = phrase_at(scene, slot);
-            self.suffixes
-                .push(prompts.single(&phrase.text)?.before_last_marker().to_vec());
+            let prompt = prompts.single(&phrase.text)?;
+            self.suffixes.push(prompt.before_last_marker().to_vec());
             self.found.push(!phrase.targets.is_empty());
             let mask = scene.target_mask(&phrase.targets);
-            self.coverage
-                .extend(area_average(&mask, size, config.grid()));
-            self.boxes.extend(bounds(scene, &phrase.targets));
+            self.coverage.extend(view.shares(&mask, config.grid()));
+            self.boxes.extend(view.bounds(&phrase.targets));
         }
         for &slot in chosen {
             self.chosen.push(start + slot);
             let mask = scene.target_mask(&phrase_at(scene, slot).targets);
-            self.targets.extend(
-                area_average(&mask, size, side)
-                    .into_iter()
-                    .map(|share| f32::from(share >= 0.5)),
-            );
+            let shares = view.shares(&mask, side);
+            self.targets.extend(shares.into_iter().map(|share| f32::from(share >= 0.5)));
         }
         self.pictures += 1;
         Ok(())
@@ -189,35 +186,137 @@ impl Batch {
 }
 
 impl PatchLabels {
-    fn add(&mut self, scene: &Scene, grid: usize) {
-        for cell in scene.label_grid(grid) {
-            let object = cell
-                .object
-                .filter(|_| cell.coverage >= LEAST_COVERAGE)
-                .map(|i| &scene.objects[i]);
-            match object {
-                Some(object) => {
-                    self.shapes.push(object.shape as i64);
-                    self.colours.push(object.colour as i64);
-                    self.scales.push(object.scale as i64);
+    fn add(&mut self, view: &View<'_>, grid: usize) {
+        let objects = &view.scene.objects;
+        let shares: Vec<Vec<f32>> = objects
+            .iter()
+            .map(|object| view.shares(&object.mask, grid))
+            .collect();
+        for cell in 0..grid * grid {
+            let covered = |&i: &usize| shares[i][cell];
+            let most = (0..objects.len()).max_by(|a, b| covered(a).total_cmp(&covered(b)));
+            let coverage = most.as_ref().map_or(0.0, covered);
+            match most.filter(|_| coverage >= LEAST_COVERAGE) {
+                Some(i) => {
+                    self.shapes.push(objects[i].shape as i64);
+                    self.colours.push(objects[i].colour as i64);
+                    self.scales.push(objects[i].scale as i64);
                     self.weights.push(1.0);
-                    self.boxes
-                        .extend(object.box_px.map(|edge| edge / scene.size as f32));
+                    self.boxes.extend(view.bounds(&[i]));
                 }
                 None => {
                     self.shapes.push(Shape::ALL.len() as i64);
                     self.colours.push(Colour::ALL.len() as i64);
                     self.scales.push(SCALES as i64);
-                    self.weights.push(if cell.coverage == 0.0 {
-                        BACKGROUND_WEIGHT
-                    } else {
-                        0.0
-                    });
+                    let is_background = coverage == 0.0;
+                    self.weights.push(if is_background { BACKGROUND_WEIGHT } else { 0.0 });
                     self.boxes.extend([0.0; 4]);
                 }
             }
         }
     }
+}
+
+/// A scene on a canvas that may be wider or taller than it.
+///
+/// The model sees every picture squeezed into a square. Scenes are square, so
+/// without wider and taller ones it would never see a squeezed shape.
+struct View<'a> {
+    scene: &'a Scene,
+    width: usize,
+    height: usize,
+    /// Where the scene's left edge lies.
+    left: usize,
+    /// Where its top edge lies.
+    top: usize,
+}
+
+/// Pictures that are stretched, of a hundred.
+const STRETCHED: usize = 50;
+/// The longest side over the shortest: 16 : 9 pictures are inside it.
+const LONGEST_ASPECT: f64 = 1.8;
+
+impl<'a> View<'a> {
+    /// The scene alone.
+    fn whole(scene: &'a Scene) -> Self {
+        let side = scene.size as usize;
+        Self { scene, width: side, height: side, left: 0, top: 0 }
+    }
+
+    /// The scene, often on a wider or taller canvas.
+    fn stretched(scene: &'a Scene, random: &mut SplitMix64) -> Self {
+        let mut view = Self::whole(scene);
+        if random.below(100) < STRETCHED {
+            let more = (scene.size as f64 * random.uniform() * (LONGEST_ASPECT - 1.0)) as usize;
+            let before = random.below(more + 1);
+            if random.below(2) == 0 {
+                (view.width, view.left) = (view.width + more, before);
+            } else {
+                (view.height, view.top) = (view.height + more, before);
+            }
+        }
+        view
+    }
+
+    /// RGB, row-major; what lies beside the scene continues its edge.
+    fn pixels(&self) -> Vec<u8> {
+        let side = self.scene.size as usize;
+        let inside = |at: usize, start: usize| at.saturating_sub(start).min(side - 1);
+        let mut pixels = Vec::with_capacity(self.width * self.height * 3);
+        for y in 0..self.height {
+            let row = &self.scene.pixels[inside(y, self.top) * side * 3..][..side * 3];
+            for x in 0..self.width {
+                pixels.extend_from_slice(&row[inside(x, self.left) * 3..][..3]);
+            }
+        }
+        pixels
+    }
+
+    /// Share of each cell of a `cells × cells` grid over the canvas that a 0/1 mask of the scene
+    /// covers, also across pixels cut by a cell's edge.
+    fn shares(&self, mask: &[u8], cells: usize) -> Vec<f32> {
+        let side = self.scene.size as usize;
+        let across = cell_weights(self.width, cells, self.left, side);
+        let down = cell_weights(self.height, cells, self.top, side);
+        let mut shares = Vec::with_capacity(cells * cells);
+        let mut row = vec![0.0f32; side];
+        for taps in down {
+            row.fill(0.0);
+            for (y, weight) in taps {
+                for (sum, &value) in row.iter_mut().zip(&mask[y * side..][..side]) {
+                    *sum += weight * f32::from(value);
+                }
+            }
+            let cell = |taps: &Vec<(usize, f32)>| taps.iter().map(|&(x, weight)| weight * row[x]).sum::<f32>();
+            shares.extend(across.iter().map(cell));
+        }
+        shares
+    }
+
+    /// Box around objects, XYXY as shares of the canvas.
+    fn bounds(&self, objects: &[usize]) -> [f32; 4] {
+        let boxes = objects.iter().map(|&i| self.scene.objects[i].box_px);
+        let joined = boxes.reduce(|a, b| [a[0].min(b[0]), a[1].min(b[1]), a[2].max(b[2]), a[3].max(b[3])]);
+        let (left, top) = (self.left as f32, self.top as f32);
+        let (width, height) = (self.width as f32, self.height as f32);
+        joined.map_or([0.0; 4], |[x1, y1, x2, y2]| {
+            [(x1 + left) / width, (y1 + top) / height, (x2 + left) / width, (y2 + top) / height]
+        })
+    }
+}
+
+/// For each of `cells` cells along an axis `length` long, the pixels it overlaps and by what share
+/// of the cell. Only pixels of the scene count, which lies at `start` and is `side` long.
+fn cell_weights(length: usize, cells: usize, start: usize, side: usize) -> Vec<Vec<(usize, f32)>> {
+    let scale = length as f32 / cells as f32;
+    let taps = |cell: usize| {
+        let (from, to) = (cell as f32 * scale, (cell + 1) as f32 * scale);
+        let first = (from.floor() as usize).max(start);
+        let end = (to.ceil() as usize).min(start + side);
+        let overlap = |pixel: usize| (to.min((pixel + 1) as f32) - from.max(pixel as f32)).max(0.0);
+        (first..end).map(|pixel| (pixel - start, overlap(pixel) / scale)).collect()
+    };
+    (0..cells).map(taps).collect()
 }
 
 /// The phrase in a slot; a scene may have fewer distinct phrases than slots, then they come again.
@@ -239,61 +338,6 @@ fn choose_masks(scene: &Scene, options: &BatchOptions, random: &mut SplitMix64) 
     (0..options.masks).map(pick).collect()
 }
 
-/// Box around objects, XYXY as shares of the side.
-fn bounds(scene: &Scene, objects: &[usize]) -> [f32; 4] {
-    let boxes = objects.iter().map(|&i| scene.objects[i].box_px);
-    let joined = boxes.reduce(|a, b| {
-        [
-            a[0].min(b[0]),
-            a[1].min(b[1]),
-            a[2].max(b[2]),
-            a[3].max(b[3]),
-        ]
-    });
-    joined
-        .unwrap_or_default()
-        .map(|edge| edge / scene.size as f32)
-}
-
-/// Share of each cell of a `cells × cells` grid that a square 0/1 mask covers, also across pixels cut by a cell's edge.
-fn area_average(mask: &[u8], side: usize, cells: usize) -> Vec<f32> {
-    let weights = cell_weights(side, cells);
-    let mut rows = vec![0.0f32; cells * side];
-    for (cell, taps) in weights.iter().enumerate() {
-        for &(y, weight) in taps {
-            let source = &mask[y * side..][..side];
-            for (sum, &value) in rows[cell * side..][..side].iter_mut().zip(source) {
-                *sum += weight * f32::from(value);
-            }
-        }
-    }
-    let mut shares = Vec::with_capacity(cells * cells);
-    for row in rows.chunks_exact(side) {
-        shares.extend(
-            weights
-                .iter()
-                .map(|taps| taps.iter().map(|&(x, weight)| weight * row[x]).sum::<f32>()),
-        );
-    }
-    shares
-}
-
-/// For each cell, the pixels it overlaps and by what share of the cell.
-fn cell_weights(side: usize, cells: usize) -> Vec<Vec<(usize, f32)>> {
-    let scale = side as f32 / cells as f32;
-    let taps = |cell: usize| {
-        let (from, to) = (cell as f32 * scale, (cell + 1) as f32 * scale);
-        let pixels = from.floor() as usize..(to.ceil() as usize).min(side);
-        pixels
-            .map(|pixel| {
-                let overlap = to.min((pixel + 1) as f32) - from.max(pixel as f32);
-                (pixel, overlap.max(0.0) / scale)
-            })
-            .collect()
-    };
-    (0..cells).map(taps).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,16 +345,23 @@ mod tests {
     #[test]
     fn cells_take_their_share_of_cut_pixels() {
         // Three pixels into two cells: the middle one is cut in half.
-        let mask = [1, 1, 0, 0, 0, 0, 0, 0, 1];
-        let shares = area_average(&mask, 3, 2);
-        let expected = [
-            2.0 / 3.0 * 1.0,
-            2.0 / 3.0 * (1.0 / 3.0),
-            0.0,
-            2.0 / 3.0 * (2.0 / 3.0),
-        ];
-        for (got, expected) in shares.iter().zip(expected) {
-            assert!((got - expected).abs() < 1e-6, "{shares:?}");
-        }
+        let weights = cell_weights(3, 2, 0, 3);
+        assert_eq!(weights, [vec![(0, 2.0 / 3.0), (1, 1.0 / 3.0)], vec![(1, 1.0 / 3.0), (2, 2.0 / 3.0)]]);
+        // The same scene at the right end of a canvas of six: the left cell shows none of it.
+        assert_eq!(cell_weights(6, 2, 3, 3), [vec![], (0..3).map(|x| (x, 1.0 / 3.0)).collect()]);
+    }
+
+    #[test]
+    fn a_stretched_view_keeps_every_pixel_of_a_mask() {
+        let scene = Scene::draw(&SceneOptions { size: 64, ..SceneOptions::default() }, 5);
+        let view = View { scene: &scene, width: 96, height: 64, left: 20, top: 0 };
+        assert_eq!(view.pixels().len(), 96 * 64 * 3);
+        let object = &scene.objects[0];
+        let shares = view.shares(&object.mask, 14);
+        let area: f32 = shares.iter().sum::<f32>() * (96 * 64) as f32 / (14 * 14) as f32;
+        assert!((area - object.area as f32).abs() < 0.01 * object.area as f32, "{area}, {}", object.area);
+        let [x1, _, x2, _] = view.bounds(&[0]).map(|share| share * 96.0);
+        assert!((x2 - x1 - (object.box_px[2] - object.box_px[0])).abs() < 1e-3);
+        assert!((x1 - object.box_px[0] - 20.0).abs() < 1e-3);
     }
 }

@@ -110,10 +110,11 @@ pub fn load(
     for (key, parameter) in parameters.iter_mut() {
         let shape = parameter.shape.clone();
         for part in Part::ALL {
-            let values = part.of_mut(parameter);
-            if !values.is_empty() {
-                *values =
-                    weights.read_f32(&format!("{}/{key}", part.name()), &shape, "the network")?;
+            let (name, values) = (format!("{}/{key}", part.name()), part.of_mut(parameter));
+            // A helper head that is newer than the checkpoint begins fresh.
+            let is_new = key.starts_with(auxiliary::PREFIX) && !weights.contains(&name);
+            if !values.is_empty() && !is_new {
+                *values = weights.read_f32(&name, &shape, "the network")?;
             }
         }
     }

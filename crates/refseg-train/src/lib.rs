@@ -3,6 +3,7 @@
 pub mod auxiliary;
 pub mod batch;
 pub mod checkpoint;
+pub mod curve;
 mod error;
 pub mod losses;
 pub mod optimiser;

@@ -190,6 +190,11 @@ impl Run {
         })
     }
 
+    /// The values as they are now.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
     /// Steps already done.
     pub fn done(&self) -> u64 {
         self.done

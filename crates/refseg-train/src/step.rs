@@ -5,7 +5,7 @@ use refseg::{internvl::Config, mllmseg::Mllmseg, prompt::PromptBuilder};
 
 use crate::{
     TrainError,
-    auxiliary::Auxiliary,
+    auxiliary::{Auxiliary, PhraseLosses},
     batch::Batch,
     losses::{binary_cross_entropy, cross_entropy, dice},
     parameters::{Gradients, Leaves, Parameters},
@@ -26,6 +26,8 @@ pub struct Losses {
     pub matching: f32,
     /// Where they are.
     pub place: f32,
+    /// Which words the phrase said.
+    pub words: f32,
 }
 
 impl Losses {
@@ -43,9 +45,10 @@ impl Losses {
         self.patch += share * other.patch;
         self.matching += share * other.matching;
         self.place += share * other.place;
+        self.words += share * other.words;
     }
 
-    fn weighted(&self) -> [(f32, f32); 6] {
+    fn weighted(&self) -> [(f32, f32); 7] {
         [
             (self.decision, WEIGHTS.decision),
             (self.mask, WEIGHTS.mask),
@@ -53,6 +56,7 @@ impl Losses {
             (self.patch, WEIGHTS.patch),
             (self.matching, WEIGHTS.matching),
             (self.place, WEIGHTS.place),
+            (self.words, WEIGHTS.words),
         ]
     }
 }
@@ -65,6 +69,7 @@ const WEIGHTS: Losses = Losses {
     patch: 0.5,
     matching: 1.0,
     place: 2.0,
+    words: 0.3,
 };
 /// About 4 % of pixels belong to a target.
 const MASK_POSITIVE_WEIGHT: f64 = 4.0;
@@ -239,8 +244,13 @@ pub fn step(
     );
     let overlap = dice(decoded.logits, targets);
     let patch = auxiliary.patch_loss(forward.vit.clone(), batch);
-    let [matching, place] =
-        auxiliary.phrase_losses(forward.image.places(), forward.phrases.clone(), batch);
+    let of_phrases = auxiliary.phrase_losses(
+        forward.vit.clone(),
+        forward.image.places(),
+        forward.phrases.clone(),
+        batch,
+    );
+    let PhraseLosses { matching, place, words } = of_phrases;
 
     let losses = Losses {
         decision: scalar(&decision),
@@ -249,15 +259,16 @@ pub fn step(
         patch: scalar(&patch),
         matching: scalar(&matching),
         place: scalar(&place),
+        words: scalar(&words),
     };
-    let parts = [decision, mask, overlap, patch, matching, place];
+    let parts = [decision, mask, overlap, patch, matching, place, words];
     let weighted = parts
         .into_iter()
         .zip(losses.weighted())
         .map(|(loss, (_, weight))| loss * weight);
     let total = weighted
         .reduce(|sum, loss| sum + loss)
-        .expect("there are six losses");
+        .expect("there are seven losses");
     let statistics = decoded.statistics.map(|(mean, variance)| Statistics {
         mean: values(mean),
         variance: values(variance),

@@ -95,8 +95,12 @@ impl VisionModel {
 struct Block {
     /// Key `norm1`.
     norm1: LayerNorm,
-    /// Key `attn.qkv`: C → 3C, features `[q | k | v]`.
-    qkv: Linear,
+    /// Rows `0..C` of key `attn.qkv`.
+    query: Linear,
+    /// Rows `C..2C`.
+    key: Linear,
+    /// Rows `2C..3C`.
+    value: Linear,
     /// Key `attn.proj`.
     proj: Linear,
     /// Key `ls1`: `(C)`, LayerScale.
@@ -123,14 +127,21 @@ impl Block {
         } = *config;
         let field = "vision_config.hidden_size";
         let qkv = tensors.at("attn.qkv");
-        let qkv_size = [width, 3 * width];
+        let weight = qkv.get("weight", [3 * width, width], field)?;
+        let bias = if config.qkv_bias {
+            Some(qkv.get("bias", [3 * width], field)?)
+        } else {
+            None
+        };
+        let rows = |i: usize| {
+            let bias = bias.clone().map(|bias| bias.narrow(0, i * width, width));
+            Linear::new(weight.clone().narrow(0, i * width, width), bias)
+        };
         Ok(Self {
             norm1: LayerNorm::load(&tensors.at("norm1"), width, epsilon, field)?,
-            qkv: if config.qkv_bias {
-                Linear::load(&qkv, qkv_size, field)?
-            } else {
-                Linear::load_without_bias(&qkv, qkv_size, field)?
-            },
+            query: rows(0),
+            key: rows(1),
+            value: rows(2),
             proj: Linear::load(&tensors.at("attn.proj"), [width, width], field)?,
             ls1: tensors.get("ls1", [width], field)?,
             norm2: LayerNorm::load(&tensors.at("norm2"), width, epsilon, field)?,
@@ -157,11 +168,9 @@ impl Block {
     }
 
     fn attend(&self, x: Tensor<3>) -> Tensor<3> {
-        let [_, _, width] = x.dims();
-        let qkv = self.qkv.forward(x);
-        let part = |i| split_heads(qkv.clone().narrow(2, i * width, width), self.heads);
-        self.proj
-            .forward(attention(part(0), part(1), part(2), None))
+        let heads = |linear: &Linear| split_heads(linear.forward(x.clone()), self.heads);
+        let (query, key, value) = (heads(&self.query), heads(&self.key), heads(&self.value));
+        self.proj.forward(attention(query, key, value, None))
     }
 }
 
