@@ -1,6 +1,8 @@
 //! Draws a contact sheet of scenes and prints a few phrases of each:
 //! `cargo run --release --example contact_sheet [FILE.png] [FIRST_INDEX] [train|held-out|unseen]`.
 
+#![expect(clippy::print_stdout, reason = "an example prints what it drew")]
+
 use std::error::Error;
 
 use refseg_data::scenes::{Scene, SceneOptions, Split};

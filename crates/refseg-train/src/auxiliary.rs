@@ -137,14 +137,27 @@ impl Auxiliary {
         let found = Batch::tensor(&found, [pictures * count], &device);
         let boxes = activation::sigmoid(self.bounds.forward(phrases.clone()));
         let target = Batch::tensor(&batch.boxes, [pictures * count, 4], &device);
-        let wrong = (boxes.reshape([pictures * count, 4]) - target).abs().mean_dim(1);
+        let wrong = (boxes.reshape([pictures * count, 4]) - target)
+            .abs()
+            .mean_dim(1);
         let place = (wrong.reshape([-1]) * found.clone()).sum() / (found.sum() + 1e-6);
 
-        let scores = self.words.forward(phrases.reshape([pictures * count, width]));
+        let scores = self
+            .words
+            .forward(phrases.reshape([pictures * count, width]));
         let [_, vocabulary] = scores.dims();
-        let asked = Batch::tensor(&word_shares(batch, vocabulary), [pictures * count, vocabulary], &device);
-        let words = (activation::log_softmax(scores, 1) * asked).sum().neg() / (pictures * count) as f64;
-        PhraseLosses { matching, place, words }
+        let asked = Batch::tensor(
+            &word_shares(batch, vocabulary),
+            [pictures * count, vocabulary],
+            &device,
+        );
+        let words =
+            (activation::log_softmax(scores, 1) * asked).sum().neg() / (pictures * count) as f64;
+        PhraseLosses {
+            matching,
+            place,
+            words,
+        }
     }
 }
 

@@ -144,7 +144,8 @@ impl Batch {
     ) -> Result<(), TrainError> {
         let (scene, side) = (view.scene, config.image_size);
         let picture = Image::from_rgb(view.width as u32, view.height as u32, view.pixels())?;
-        self.pixels.extend(picture.resize(side as u32, side as u32).normalised());
+        self.pixels
+            .extend(picture.resize(side as u32, side as u32).normalised());
         self.patches.add(view, config.grid());
 
         let start = self.suffixes.len();
@@ -161,7 +162,8 @@ impl Batch {
             self.chosen.push(start + slot);
             let mask = scene.target_mask(&phrase_at(scene, slot).targets);
             let shares = view.shares(&mask, side);
-            self.targets.extend(shares.into_iter().map(|share| f32::from(share >= 0.5)));
+            self.targets
+                .extend(shares.into_iter().map(|share| f32::from(share >= 0.5)));
         }
         self.pictures += 1;
         Ok(())
@@ -193,11 +195,11 @@ impl PatchLabels {
             .map(|object| view.shares(&object.mask, grid))
             .collect();
         for cell in 0..grid * grid {
-            let covered = |&i: &usize| shares[i][cell];
-            let most = (0..objects.len()).max_by(|a, b| covered(a).total_cmp(&covered(b)));
-            let coverage = most.as_ref().map_or(0.0, covered);
+            let covered = shares.iter().map(|shares| shares[cell]).enumerate();
+            let most = covered.max_by(|(_, a), (_, b)| a.total_cmp(b));
+            let coverage = most.map_or(0.0, |(_, coverage)| coverage);
             match most.filter(|_| coverage >= LEAST_COVERAGE) {
-                Some(i) => {
+                Some((i, _)) => {
                     self.shapes.push(objects[i].shape as i64);
                     self.colours.push(objects[i].colour as i64);
                     self.scales.push(objects[i].scale as i64);
@@ -209,7 +211,11 @@ impl PatchLabels {
                     self.colours.push(Colour::ALL.len() as i64);
                     self.scales.push(SCALES as i64);
                     let is_background = coverage == 0.0;
-                    self.weights.push(if is_background { BACKGROUND_WEIGHT } else { 0.0 });
+                    self.weights.push(if is_background {
+                        BACKGROUND_WEIGHT
+                    } else {
+                        0.0
+                    });
                     self.boxes.extend([0.0; 4]);
                 }
             }
@@ -240,7 +246,13 @@ impl<'a> View<'a> {
     /// The scene alone.
     fn whole(scene: &'a Scene) -> Self {
         let side = scene.size as usize;
-        Self { scene, width: side, height: side, left: 0, top: 0 }
+        Self {
+            scene,
+            width: side,
+            height: side,
+            left: 0,
+            top: 0,
+        }
     }
 
     /// The scene, often on a wider or taller canvas.
@@ -287,7 +299,9 @@ impl<'a> View<'a> {
                     *sum += weight * f32::from(value);
                 }
             }
-            let cell = |taps: &Vec<(usize, f32)>| taps.iter().map(|&(x, weight)| weight * row[x]).sum::<f32>();
+            let cell = |taps: &Vec<(usize, f32)>| {
+                taps.iter().map(|&(x, weight)| weight * row[x]).sum::<f32>()
+            };
             shares.extend(across.iter().map(cell));
         }
         shares
@@ -296,11 +310,23 @@ impl<'a> View<'a> {
     /// Box around objects, XYXY as shares of the canvas.
     fn bounds(&self, objects: &[usize]) -> [f32; 4] {
         let boxes = objects.iter().map(|&i| self.scene.objects[i].box_px);
-        let joined = boxes.reduce(|a, b| [a[0].min(b[0]), a[1].min(b[1]), a[2].max(b[2]), a[3].max(b[3])]);
+        let joined = boxes.reduce(|a, b| {
+            [
+                a[0].min(b[0]),
+                a[1].min(b[1]),
+                a[2].max(b[2]),
+                a[3].max(b[3]),
+            ]
+        });
         let (left, top) = (self.left as f32, self.top as f32);
         let (width, height) = (self.width as f32, self.height as f32);
         joined.map_or([0.0; 4], |[x1, y1, x2, y2]| {
-            [(x1 + left) / width, (y1 + top) / height, (x2 + left) / width, (y2 + top) / height]
+            [
+                (x1 + left) / width,
+                (y1 + top) / height,
+                (x2 + left) / width,
+                (y2 + top) / height,
+            ]
         })
     }
 }
@@ -314,7 +340,9 @@ fn cell_weights(length: usize, cells: usize, start: usize, side: usize) -> Vec<V
         let first = (from.floor() as usize).max(start);
         let end = (to.ceil() as usize).min(start + side);
         let overlap = |pixel: usize| (to.min((pixel + 1) as f32) - from.max(pixel as f32)).max(0.0);
-        (first..end).map(|pixel| (pixel - start, overlap(pixel) / scale)).collect()
+        (first..end)
+            .map(|pixel| (pixel - start, overlap(pixel) / scale))
+            .collect()
     };
     (0..cells).map(taps).collect()
 }
@@ -346,20 +374,45 @@ mod tests {
     fn cells_take_their_share_of_cut_pixels() {
         // Three pixels into two cells: the middle one is cut in half.
         let weights = cell_weights(3, 2, 0, 3);
-        assert_eq!(weights, [vec![(0, 2.0 / 3.0), (1, 1.0 / 3.0)], vec![(1, 1.0 / 3.0), (2, 2.0 / 3.0)]]);
+        assert_eq!(
+            weights,
+            [
+                vec![(0, 2.0 / 3.0), (1, 1.0 / 3.0)],
+                vec![(1, 1.0 / 3.0), (2, 2.0 / 3.0)]
+            ]
+        );
         // The same scene at the right end of a canvas of six: the left cell shows none of it.
-        assert_eq!(cell_weights(6, 2, 3, 3), [vec![], (0..3).map(|x| (x, 1.0 / 3.0)).collect()]);
+        assert_eq!(
+            cell_weights(6, 2, 3, 3),
+            [vec![], (0..3).map(|x| (x, 1.0 / 3.0)).collect()]
+        );
     }
 
     #[test]
     fn a_stretched_view_keeps_every_pixel_of_a_mask() {
-        let scene = Scene::draw(&SceneOptions { size: 64, ..SceneOptions::default() }, 5);
-        let view = View { scene: &scene, width: 96, height: 64, left: 20, top: 0 };
+        let scene = Scene::draw(
+            &SceneOptions {
+                size: 64,
+                ..SceneOptions::default()
+            },
+            5,
+        );
+        let view = View {
+            scene: &scene,
+            width: 96,
+            height: 64,
+            left: 20,
+            top: 0,
+        };
         assert_eq!(view.pixels().len(), 96 * 64 * 3);
         let object = &scene.objects[0];
         let shares = view.shares(&object.mask, 14);
         let area: f32 = shares.iter().sum::<f32>() * (96 * 64) as f32 / (14 * 14) as f32;
-        assert!((area - object.area as f32).abs() < 0.01 * object.area as f32, "{area}, {}", object.area);
+        assert!(
+            (area - object.area as f32).abs() < 0.01 * object.area as f32,
+            "{area}, {}",
+            object.area
+        );
         let [x1, _, x2, _] = view.bounds(&[0]).map(|share| share * 96.0);
         assert!((x2 - x1 - (object.box_px[2] - object.box_px[0])).abs() < 1e-3);
         assert!((x1 - object.box_px[0] - 20.0).abs() < 1e-3);

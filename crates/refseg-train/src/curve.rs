@@ -61,6 +61,8 @@ pub fn svg(curve: &Curve) -> Result<String, CurveError> {
     Ok(text)
 }
 
+/// Takes one score out of an evaluation.
+type Score = fn(&HeldOut) -> f64;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
@@ -148,7 +150,7 @@ fn draw_scores(area: &Area<'_>, curve: &Curve, last: f64) -> Drawn {
         .x_label_formatter(&|step| format!("{step:.0}"))
         .y_label_formatter(&|percent| format!("{percent:.0}"))
         .draw()?;
-    let lines: [(&str, RGBColor, u32, fn(&HeldOut) -> f64); 3] = [
+    let lines: [(&str, RGBColor, u32, Score); 3] = [
         ("N-acc", ORANGE, 1, |scores| scores.n_acc),
         ("T-acc", GREEN, 1, |scores| scores.t_acc),
         ("cIoU", BLUE, 3, |scores| scores.ciou),

@@ -250,7 +250,11 @@ pub fn step(
         forward.phrases.clone(),
         batch,
     );
-    let PhraseLosses { matching, place, words } = of_phrases;
+    let PhraseLosses {
+        matching,
+        place,
+        words,
+    } = of_phrases;
 
     let losses = Losses {
         decision: scalar(&decision),

@@ -40,12 +40,18 @@ fn a_run_that_was_stopped_ends_like_one_that_was_not() -> Result<(), Box<dyn Err
     for (key, expected) in uninterrupted.parameters().iter() {
         let found = second.parameters().get(key).expect("the same network");
         assert!(found.values == expected.values, "{key}: values differ");
-        assert!(found.first_moment == expected.first_moment, "{key}: moments differ");
+        assert!(
+            found.first_moment == expected.first_moment,
+            "{key}: moments differ"
+        );
     }
 
     // What it leaves is a model like any other.
     let predictor = Predictor::load(whole.path().join("model"), &Options::default())?;
-    assert!(predictor.unused_tensors().is_empty(), "helper heads are left out");
+    assert!(
+        predictor.unused_tensors().is_empty(),
+        "helper heads are left out"
+    );
     Ok(())
 }
 
@@ -54,7 +60,11 @@ fn every_tensor_is_trained() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let mut run = Run::open(folder.path(), recipe())?;
     run.train(|_| true)?;
-    for (key, parameter) in run.parameters().iter().filter(|(_, parameter)| parameter.is_trained()) {
+    for (key, parameter) in run
+        .parameters()
+        .iter()
+        .filter(|(_, parameter)| parameter.is_trained())
+    {
         let moved = parameter.second_moment.iter().any(|&moment| moment > 0.0);
         assert!(moved, "{key} received no gradient");
     }
@@ -65,9 +75,22 @@ fn every_tensor_is_trained() -> Result<(), Box<dyn Error>> {
 fn a_folder_belongs_to_its_recipe() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     Run::open(folder.path(), recipe())?.train(|event| matches!(event, Event::Saved { .. }))?;
-    let longer = Recipe { steps: 9, ..recipe() };
-    assert_eq!(Run::open(folder.path(), longer)?.done(), 1, "how long it goes on may change");
-    let other = Recipe { learning_rate: 0.5, ..recipe() };
-    assert!(matches!(Run::open(folder.path(), other), Err(TrainError::OtherRecipe { .. })));
+    let longer = Recipe {
+        steps: 9,
+        ..recipe()
+    };
+    assert_eq!(
+        Run::open(folder.path(), longer)?.done(),
+        1,
+        "how long it goes on may change"
+    );
+    let other = Recipe {
+        learning_rate: 0.5,
+        ..recipe()
+    };
+    assert!(matches!(
+        Run::open(folder.path(), other),
+        Err(TrainError::OtherRecipe { .. })
+    ));
     Ok(())
 }

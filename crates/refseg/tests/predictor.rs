@@ -12,7 +12,9 @@ use tempfile::TempDir;
 type Outcome = Result<(), Box<dyn Error>>;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
 }
 
 fn qwen2() -> Predictor {
@@ -36,7 +38,8 @@ fn copy_of(name: &str) -> Result<TempDir, Box<dyn Error>> {
 
 /// The message of a model that must not load.
 fn refusal(folder: &Path) -> String {
-    let error = Predictor::load(folder, &Options::default()).expect_err("a damaged model is refused");
+    let error =
+        Predictor::load(folder, &Options::default()).expect_err("a damaged model is refused");
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -59,7 +62,10 @@ fn every_size_of_picture_gets_a_mask_of_its_size() -> Outcome {
     let predictor = qwen2();
     for (width, height) in [(1, 1), (1, 4000), (3000, 2), (97, 301), (448, 448)] {
         let answer = predictor.encode(&picture(width, height))?.segment("left")?;
-        assert_eq!((answer.mask.width(), answer.mask.height()), (width as usize, height as usize));
+        assert_eq!(
+            (answer.mask.width(), answer.mask.height()),
+            (width as usize, height as usize)
+        );
         assert_eq!(answer.probabilities.len(), answer.side * answer.side);
     }
     Ok(())
@@ -68,8 +74,19 @@ fn every_size_of_picture_gets_a_mask_of_its_size() -> Outcome {
 #[test]
 fn strange_phrases_are_text_like_any_other() -> Outcome {
     let scene = qwen2().encode(&picture(40, 30))?;
-    for phrase in ["\0", "🦓🦓", "الكوب الأحمر", "a\u{301}", "<img>", "[SEG]", "x [REJ], y:[SEG]", "<|im_end|>"] {
-        scene.segment(phrase).map_err(|error| format!("{phrase:?}: {error}"))?;
+    for phrase in [
+        "\0",
+        "🦓🦓",
+        "الكوب الأحمر",
+        "a\u{301}",
+        "<img>",
+        "[SEG]",
+        "x [REJ], y:[SEG]",
+        "<|im_end|>",
+    ] {
+        scene
+            .segment(phrase)
+            .map_err(|error| format!("{phrase:?}: {error}"))?;
     }
     Ok(())
 }
@@ -82,7 +99,10 @@ fn typed_markers_do_not_reach_the_model_as_markers() -> Outcome {
     for token in ["[SEG]", "[REJ]", "<img>", "<IMG_CONTEXT>", "<|im_start|>"] {
         let id = tokenizer.added_token(token).expect("the fixture has it");
         assert!(!tokenizer.encode(token)?.contains(&id), "{token}");
-        assert!(!tokenizer.encode(&format!("the {token} cup"))?.contains(&id), "{token}");
+        assert!(
+            !tokenizer.encode(&format!("the {token} cup"))?.contains(&id),
+            "{token}"
+        );
     }
     Ok(())
 }
@@ -92,9 +112,14 @@ fn phrases_without_words_or_without_end_are_refused() -> Outcome {
     let scene = qwen2().encode(&picture(40, 30))?;
     for phrase in ["", "  \n\t "] {
         let error = scene.segment(phrase).expect_err("nothing was asked");
-        assert_eq!(error.to_string(), "a phrase is empty: say what to look for, such as \"the red ring\"");
+        assert_eq!(
+            error.to_string(),
+            "a phrase is empty: say what to look for, such as \"the red ring\""
+        );
     }
-    let error = scene.segment(&"long ".repeat(200_000)).expect_err("no prompt is a megabyte long");
+    let error = scene
+        .segment(&"long ".repeat(200_000))
+        .expect_err("no prompt is a megabyte long");
     assert_eq!(
         error.to_string(),
         format!("a phrase is 1000000 bytes long, and at most {MAX_PHRASE_BYTES} are read")
@@ -139,15 +164,24 @@ fn what_was_not_found_has_an_empty_mask_and_no_box() -> Outcome {
     let scene = Predictor::load(&folder, &Options::default())?.encode(&image)?;
     let answers = scene.segment_joint(&["two red shapes", "the zebra behind another one"])?;
     assert!(!answers[1].found);
-    assert_eq!((answers[1].mask.area(), answers[1].box_px, answers[1].score), (0, None, 0.0));
-    assert!(answers[1].probabilities.iter().any(|&p| p > 0.0), "the raw map is still there");
+    assert_eq!(
+        (answers[1].mask.area(), answers[1].box_px, answers[1].score),
+        (0, None, 0.0)
+    );
+    assert!(
+        answers[1].probabilities.iter().any(|&p| p > 0.0),
+        "the raw map is still there"
+    );
     Ok(())
 }
 
 #[test]
 fn no_such_model() {
     let message = refusal(Path::new("no/such/model"));
-    assert!(message.starts_with("`no/such/model` is not a model"), "{message}");
+    assert!(
+        message.starts_with("`no/such/model` is not a model"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -181,15 +215,28 @@ fn truncated_weights_are_refused() -> Outcome {
 #[test]
 fn sizes_that_contradict_the_weights_are_refused() -> Outcome {
     let copy = copy_of("mllmseg-qwen2-res")?;
-    edit_config(copy.path(), |config| config["llm_config"]["intermediate_size"] = 128.into())?;
+    edit_config(copy.path(), |config| {
+        config["llm_config"]["intermediate_size"] = 128.into()
+    })?;
     let message = refusal(copy.path());
-    assert!(message.contains("`llm_config.intermediate_size` in config.json"), "{message}");
-    assert!(message.contains("[112, 48]") && message.contains("[128, 48]"), "{message}");
+    assert!(
+        message.contains("`llm_config.intermediate_size` in config.json"),
+        "{message}"
+    );
+    assert!(
+        message.contains("[112, 48]") && message.contains("[128, 48]"),
+        "{message}"
+    );
 
     let copy = copy_of("mllmseg-qwen2-res")?;
-    edit_config(copy.path(), |config| config["vision_config"]["num_hidden_layers"] = 9.into())?;
+    edit_config(copy.path(), |config| {
+        config["vision_config"]["num_hidden_layers"] = 9.into()
+    })?;
     let message = refusal(copy.path());
-    assert!(message.contains("no tensor `vision_model.encoder.layers.2"), "{message}");
+    assert!(
+        message.contains("no tensor `vision_model.encoder.layers.2"),
+        "{message}"
+    );
     Ok(())
 }
 
@@ -199,11 +246,17 @@ fn a_config_that_is_none_is_refused() -> Outcome {
     for (config, expected) in [
         ("", "is not JSON"),
         ("[1, 2]", "is missing"),
-        ("{\"llm_config\": {\"num_attention_heads\": -3}}", "is -3, expected a positive whole number"),
+        (
+            "{\"llm_config\": {\"num_attention_heads\": -3}}",
+            "is -3, expected a positive whole number",
+        ),
     ] {
         fs::write(copy.path().join("config.json"), config)?;
         let message = refusal(copy.path());
-        assert!(message.contains("config.json") && message.contains(expected), "{message}");
+        assert!(
+            message.contains("config.json") && message.contains(expected),
+            "{message}"
+        );
     }
     Ok(())
 }
@@ -219,12 +272,23 @@ fn an_unknown_template_is_refused() -> Outcome {
 #[test]
 fn the_tokenizer_of_a_larger_model_is_refused() -> Outcome {
     let copy = copy_of("mllmseg-qwen2-res")?;
-    for name in ["tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"] {
-        fs::copy(fixture("mllmseg-internlm2-gres-lora").join(name), copy.path().join(name))?;
+    for name in [
+        "tokenizer.model",
+        "added_tokens.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ] {
+        fs::copy(
+            fixture("mllmseg-internlm2-gres-lora").join(name),
+            copy.path().join(name),
+        )?;
     }
     fs::remove_file(copy.path().join("tokenizer.json"))?;
     let message = refusal(copy.path());
-    assert!(message.contains("1513") && message.contains("1214"), "{message}");
+    assert!(
+        message.contains("1513") && message.contains("1214"),
+        "{message}"
+    );
     Ok(())
 }
 

@@ -1,0 +1,395 @@
+//! What can be typed: commands, options and their environment variables.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
+
+const EXAMPLES: &str = "\
+Examples:
+  refseg segment shapes.png \"the small red ring\" \"all blue circles\"
+  refseg segment photo.jpg \"left chair\" -m models/mllmseg-2b --json
+  refseg init internvl2_5-1b models/random && refseg bench models/random
+
+Every option can also be given as an environment variable, named with it.";
+
+/// An image and a phrase in, a mask out.
+#[derive(Debug, Parser)]
+#[command(name = "refseg", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct CommonArgs {
+    /// Say nothing but results and errors
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "REFSEG_QUIET",
+        conflicts_with = "verbose"
+    )]
+    #[arg(value_parser = FalseyValueParser::new())]
+    pub(crate) quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true, env = "REFSEG_VERBOSE", action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Threads to compute with; one for each core unless given
+    #[arg(long, global = true, env = "REFSEG_THREADS", value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Find what phrases mean in a picture
+    Segment(SegmentArgs),
+    /// Show what a model folder holds, without reading its weights
+    Info(InfoArgs),
+    /// Make a model with random weights, for tests and benchmarks at real sizes
+    Init(InitArgs),
+    /// Rewrite a model: merge LoRA, .bin to safetensors, another type
+    Convert(ConvertArgs),
+    /// Measure time and memory of a model
+    Bench(BenchArgs),
+    /// Judge a model on a data set
+    Eval(EvalArgs),
+    /// Draw scenes as a data set in RefCOCO's layout
+    Scenes(ScenesArgs),
+    /// Train a small model from scratch on drawn scenes
+    Train(TrainArgs),
+}
+
+/// Which model, and how it computes.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// Model folder, or `builtin`: a small model that knows drawn shapes, not photographs
+    #[arg(short, long, env = "REFSEG_MODEL", default_value = "builtin")]
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+/// How a model computes.
+#[derive(Debug, Args)]
+pub(crate) struct ComputeArgs {
+    /// Where to compute
+    #[arg(long, env = "REFSEG_DEVICE", default_value = "cpu")]
+    pub(crate) device: Device,
+    /// In which type to compute
+    #[arg(long, env = "REFSEG_PRECISION", default_value = "f32")]
+    pub(crate) precision: Precision,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Device {
+    Cpu,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Precision {
+    F32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SegmentArgs {
+    /// Picture to look at: PNG, JPEG or WebP
+    pub(crate) image: PathBuf,
+    /// What to look for, such as "the small red ring"
+    #[arg(required = true, value_parser = phrase)]
+    pub(crate) phrases: Vec<String>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Ask for all phrases in one prompt, as published evaluations do
+    #[arg(long, env = "REFSEG_JOINT", value_parser = FalseyValueParser::new())]
+    pub(crate) joint: bool,
+    /// Write one mask a phrase as PNG into this folder
+    #[arg(long, env = "REFSEG_MASKS", value_name = "DIR")]
+    pub(crate) masks: Option<PathBuf>,
+    /// Where to write the overlay [default: STEM.overlay.png beside the picture]
+    #[arg(long, env = "REFSEG_OVERLAY", value_name = "FILE")]
+    pub(crate) overlay: Option<PathBuf>,
+    /// Write no overlay
+    #[arg(long, env = "REFSEG_NO_OVERLAY", value_parser = FalseyValueParser::new())]
+    pub(crate) no_overlay: bool,
+    /// Write the probabilities before resizing: f32, [phrases, side, side]
+    #[arg(long, env = "REFSEG_PROBS", value_name = "FILE.npy")]
+    pub(crate) probs: Option<PathBuf>,
+    /// Print each mask in COCO's run-length code, one JSON object a line
+    #[arg(long, env = "REFSEG_RLE", value_parser = FalseyValueParser::new())]
+    pub(crate) rle: bool,
+    /// Print one JSON document
+    #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
+    /// Do the work this many times, and report median times
+    #[arg(long, env = "REFSEG_REPEAT", value_name = "N", default_value = "1")]
+    pub(crate) repeat: NonZeroUsize,
+    /// Take the picture as it is stored, without its EXIF orientation
+    #[arg(long, env = "REFSEG_IGNORE_ORIENTATION", value_parser = FalseyValueParser::new())]
+    pub(crate) ignore_orientation: bool,
+    /// Refuse pictures of more pixels than this
+    #[arg(
+        long,
+        env = "REFSEG_MAX_PIXELS",
+        value_name = "N",
+        default_value = "100000000"
+    )]
+    pub(crate) max_pixels: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// Model folder, or `builtin`
+    #[arg(default_value = "builtin")]
+    pub(crate) model: PathBuf,
+    /// Print one JSON document
+    #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
+}
+
+/// Besides the sizes, a model needs a tokenizer, and the real ones are not
+/// refseg's to give away. The one written here knows the words of prompts and
+/// of drawn scenes; any other text costs a token a byte. Its special tokens
+/// have their official ids.
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Size of the model
+    #[arg(value_parser = refseg::internvl::Config::PRESETS)]
+    pub(crate) preset: String,
+    /// Folder to make; it must not exist, or be empty
+    pub(crate) dir: PathBuf,
+    /// Seed of the random weights
+    #[arg(long, env = "REFSEG_SEED", default_value = "0")]
+    pub(crate) seed: u64,
+    /// Type of the weights on disk
+    #[arg(long, env = "REFSEG_DTYPE", default_value = "bf16")]
+    pub(crate) dtype: Dtype,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// Model folder to read
+    pub(crate) src: PathBuf,
+    /// Model folder to make; it must not exist
+    pub(crate) dst: PathBuf,
+    /// Type of the weights [default: as they are]
+    #[arg(long, env = "REFSEG_DTYPE")]
+    pub(crate) dtype: Option<Dtype>,
+    /// Merge LoRA into the weights it adapts
+    #[arg(long, env = "REFSEG_MERGE", value_parser = FalseyValueParser::new())]
+    pub(crate) merge: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Dtype {
+    /// 32-bit floats
+    F32,
+    /// IEEE half precision
+    F16,
+    /// The upper half of an f32
+    Bf16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Model folder, or `builtin`
+    #[arg(default_value = "builtin")]
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    /// Picture to look at [default: a drawn scene]
+    #[arg(long, env = "REFSEG_IMAGE", value_name = "FILE")]
+    pub(crate) image: Option<PathBuf>,
+    /// Phrases asked at once
+    #[arg(long, env = "REFSEG_PHRASES", value_name = "N", default_value = "8")]
+    pub(crate) phrases: NonZeroUsize,
+    /// Measure each step this many times, after once for warming up
+    #[arg(long, env = "REFSEG_REPEAT", value_name = "N", default_value = "5")]
+    pub(crate) repeat: NonZeroUsize,
+    /// Print one JSON document
+    #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Data set
+    #[arg(long, env = "REFSEG_DATASET", default_value = "scenes")]
+    pub(crate) dataset: Dataset,
+    /// Which scenes
+    #[arg(long, env = "REFSEG_SPLIT", default_value = "held-out")]
+    pub(crate) split: SplitName,
+    /// How many scenes
+    #[arg(long, env = "REFSEG_COUNT", value_name = "N", default_value = "2000")]
+    pub(crate) count: NonZeroUsize,
+    /// Index of the first scene
+    #[arg(long, env = "REFSEG_FIRST", value_name = "N", default_value = "0")]
+    pub(crate) first: u64,
+    /// Side of the scenes in pixels
+    #[arg(long, env = "REFSEG_SIZE", value_name = "PX", default_value = "224")]
+    pub(crate) size: u32,
+    /// How phrases are asked
+    #[arg(long, env = "REFSEG_PROTOCOL", default_value = "single")]
+    pub(crate) protocol: Protocol,
+    /// Print one JSON document
+    #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Dataset {
+    /// Scenes that refseg draws
+    Scenes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// Each phrase on its own
+    Single,
+    /// All phrases of a picture in one prompt
+    Joint,
+    /// As published evaluations: one prompt, in which the model reads part of the truth
+    Published,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SplitName {
+    /// Scenes to train on
+    Train,
+    /// The same kind of scenes, never trained on
+    HeldOut,
+    /// Combinations of shape and colour that no other scene has
+    Unseen,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScenesArgs {
+    /// Folder to write the data set into
+    pub(crate) dir: PathBuf,
+    /// How many scenes of the split
+    #[arg(long, env = "REFSEG_COUNT", value_name = "N")]
+    pub(crate) count: usize,
+    /// Which scenes
+    #[arg(long, env = "REFSEG_SPLIT", default_value = "train")]
+    pub(crate) split: SplitName,
+    /// Besides `train`, held-out scenes for `val`
+    #[arg(long, env = "REFSEG_VAL", value_name = "N", default_value = "0")]
+    pub(crate) val: usize,
+    /// Besides `train`, held-out scenes for `testA` and as many unseen ones for `testB`
+    #[arg(long, env = "REFSEG_TEST", value_name = "N", default_value = "0")]
+    pub(crate) test: usize,
+    /// Index of the first scene: another one gives other scenes
+    #[arg(long, env = "REFSEG_FIRST", value_name = "N", default_value = "0")]
+    pub(crate) first: u64,
+    /// Side of the pictures in pixels
+    #[arg(long, env = "REFSEG_SIZE", value_name = "PX", default_value = "224")]
+    pub(crate) size: u32,
+    /// Fewest objects in a scene
+    #[arg(
+        long,
+        env = "REFSEG_MIN_OBJECTS",
+        value_name = "N",
+        default_value = "3"
+    )]
+    pub(crate) min_objects: usize,
+    /// Most objects in a scene
+    #[arg(
+        long,
+        env = "REFSEG_MAX_OBJECTS",
+        value_name = "N",
+        default_value = "6"
+    )]
+    pub(crate) max_objects: usize,
+    /// Phrases for each scene
+    #[arg(long, env = "REFSEG_PHRASES", value_name = "N", default_value = "8")]
+    pub(crate) phrases: usize,
+    /// Replace a data set that is already there
+    #[arg(long, env = "REFSEG_OVERWRITE", value_parser = FalseyValueParser::new())]
+    pub(crate) overwrite: bool,
+    /// Print one JSON document
+    #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
+}
+
+/// Writes checkpoints while it goes; called again with the same settings, it
+/// goes on where it was stopped.
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// Folder of the run; the model is written to DIR/model
+    #[arg(long, env = "REFSEG_OUT", value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Steps in all
+    #[arg(long, env = "REFSEG_STEPS", value_name = "N")]
+    pub(crate) steps: Option<u64>,
+    /// Steps in which the vision tower learns alone what each patch shows
+    #[arg(long, env = "REFSEG_SIGHT_STEPS", value_name = "N")]
+    pub(crate) sight_steps: Option<u64>,
+    /// Pictures a step, over all workers
+    #[arg(long, env = "REFSEG_PICTURES", value_name = "N")]
+    pub(crate) pictures: Option<NonZeroUsize>,
+    /// Phrases for each picture
+    #[arg(long, env = "REFSEG_PHRASES", value_name = "N")]
+    pub(crate) phrases: Option<NonZeroUsize>,
+    /// Phrases of each picture that are decoded to masks
+    #[arg(long, env = "REFSEG_MASKS_EACH", value_name = "N")]
+    pub(crate) masks: Option<NonZeroUsize>,
+    /// Highest learning rate
+    #[arg(long, env = "REFSEG_LEARNING_RATE", value_name = "RATE")]
+    pub(crate) learning_rate: Option<f64>,
+    /// Steps of warm-up
+    #[arg(long, env = "REFSEG_WARM_UP", value_name = "N")]
+    pub(crate) warm_up: Option<u64>,
+    /// Workers, each with one thread and its share of the pictures
+    #[arg(long, env = "REFSEG_WORKERS", value_name = "N")]
+    pub(crate) workers: Option<NonZeroUsize>,
+    /// Steps between checkpoints and evaluations
+    #[arg(long, env = "REFSEG_EVERY", value_name = "N")]
+    pub(crate) every: Option<std::num::NonZeroU64>,
+    /// Held-out scenes in each evaluation
+    #[arg(long, env = "REFSEG_HELD_OUT", value_name = "N")]
+    pub(crate) held_out: Option<NonZeroUsize>,
+    /// Seed of the initial weights
+    #[arg(long, env = "REFSEG_SEED", value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Print one JSON document
+    #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
+}
+
+fn phrase(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() {
+        return Err("a phrase says what to look for, such as \"the red ring\"");
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_has_an_environment_variable() {
+        for command in Cli::command().get_subcommands() {
+            for option in command
+                .get_opts()
+                .chain(command.get_arguments().filter(|a| a.get_long().is_some()))
+            {
+                let name = option.get_env().and_then(|name| name.to_str());
+                let is_named = name.is_some_and(|name| name.starts_with("REFSEG_"));
+                assert!(is_named, "{} {option}", command.get_name());
+            }
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! `refseg segment`: finds what phrases mean in a picture.
+
+mod npy;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use owo_colors::Style;
+use refseg::{
+    Image, Scene, Segmentation,
+    image::DecodeOptions,
+    mask::Rle,
+    predictor::{MAX_PHRASE_BYTES, PredictorError},
+};
+use serde::Serialize;
+
+use super::{counted, load, median_ms, milliseconds, readable_ms, with_commas};
+use crate::{
+    cli::SegmentArgs,
+    console::Console,
+    failure::Hint,
+    files::{check_destination, write_whole},
+    overlay::{self, Entry, Field},
+    table::{Align, Cell, Table},
+};
+
+pub(crate) fn run(args: &SegmentArgs, console: &Console) -> Result<()> {
+    if let Some(phrase) = args
+        .phrases
+        .iter()
+        .find(|phrase| phrase.len() > MAX_PHRASE_BYTES)
+    {
+        return Err(PredictorError::LongPhrase {
+            bytes: phrase.len(),
+        }
+        .into());
+    }
+    let outputs = Outputs::of(args)?;
+    let image = Image::open_with(
+        &args.image,
+        &DecodeOptions {
+            apply_orientation: !args.ignore_orientation,
+            max_pixels: args.max_pixels,
+        },
+    )?;
+    let (predictor, load) = load(&args.model.model, &args.model.compute, console)?;
+    console.detail(format_args!(
+        "loaded {} in {}",
+        predictor.name(),
+        readable_ms(milliseconds(load))
+    ));
+
+    let phrases: Vec<&str> = args.phrases.iter().map(String::as_str).collect();
+    let (mut encode, mut ask) = (Vec::new(), Vec::new());
+    let mut results = Vec::new();
+    for _ in 0..args.repeat.get() {
+        let (scene, took) = timed(|| predictor.encode(&image));
+        encode.push(took);
+        let scene = scene?;
+        let (answers, took) = timed(|| answer(&scene, &phrases, args.joint));
+        ask.push(took);
+        results = answers?;
+    }
+
+    outputs.write(args, &image, &results, console)?;
+    let timings = Timings {
+        load: milliseconds(load),
+        encode: median_ms(&encode),
+        // They share their passes through the network, so each took an equal part.
+        phrases: vec![median_ms(&ask) / phrases.len() as f64; phrases.len()],
+    };
+    timings.say(args.repeat.get(), console);
+    let answers = results.iter().map(Answer::of);
+    if args.json {
+        console.json(&Document {
+            model: predictor.name(),
+            method: "mllmseg",
+            image: Picture {
+                path: &args.image.to_string_lossy(),
+                width: image.width(),
+                height: image.height(),
+            },
+            results: answers.collect(),
+            timings_ms: timings,
+        })
+    } else if args.rle {
+        answers
+            .into_iter()
+            .try_for_each(|answer| console.json(&answer.coded()))
+    } else {
+        console.result(table(&results))
+    }
+}
+
+fn answer(
+    scene: &Scene,
+    phrases: &[&str],
+    joint: bool,
+) -> Result<Vec<Segmentation>, PredictorError> {
+    if joint {
+        scene.segment_joint(phrases)
+    } else {
+        scene.segment_many(phrases)
+    }
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    let result = work();
+    (result, start.elapsed())
+}
+
+/// Files to write, checked before the work begins.
+struct Outputs {
+    overlay: Option<PathBuf>,
+    /// Name of the picture without its extension.
+    stem: String,
+}
+
+impl Outputs {
+    fn of(args: &SegmentArgs) -> Result<Self> {
+        let stem = args
+            .image
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let beside = || args.image.with_file_name(format!("{stem}.overlay.png"));
+        let overlay = (!args.no_overlay).then(|| args.overlay.clone().unwrap_or_else(beside));
+        for path in overlay.iter().chain(&args.probs) {
+            // A picture that cannot be read has an error of its own.
+            if args.image.exists() {
+                check_destination(path)?;
+            }
+            if is_same_file(path, &args.image) {
+                bail!(
+                    "`{}`: is the picture itself, which is never overwritten",
+                    path.display()
+                );
+            }
+        }
+        Ok(Self { overlay, stem })
+    }
+
+    fn write(
+        &self,
+        args: &SegmentArgs,
+        image: &Image,
+        results: &[Segmentation],
+        console: &Console,
+    ) -> Result<()> {
+        if let Some(folder) = &args.masks {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("`{}`: cannot make the folder", folder.display()))?;
+            for (i, result) in results.iter().enumerate() {
+                let name = mask_name(&self.stem, i + 1, results.len(), &result.phrase);
+                result.mask.save_png(folder.join(name))?;
+            }
+            let masks = counted(results.len(), "mask");
+            console.note(format_args!("wrote {masks} to {}", folder.display()));
+        }
+        if let Some(path) = &args.probs {
+            write_whole(path, &npy::probabilities(results))?;
+            console.note(format_args!("wrote {}", path.display()));
+        }
+        if let Some(path) = &self.overlay {
+            let drawn = overlay::draw(image, &results.iter().map(entry).collect::<Vec<_>>())?;
+            drawn.save_png(path).map_err(|error| Hint {
+                hint: "choose another place with --overlay FILE, or none with --no-overlay",
+                error: error.into(),
+            })?;
+            console.note(format_args!("wrote {}", path.display()));
+        }
+        Ok(())
+    }
+}
+
+fn entry(result: &Segmentation) -> Entry<'_> {
+    Entry {
+        phrase: &result.phrase,
+        found: result.found.then_some(Field {
+            values: &result.probabilities,
+            side: result.side,
+        }),
+    }
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    match (fs::canonicalize(a), fs::canonicalize(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}
+
+/// Longest part of a phrase in a file's name, in bytes: file systems allow 255 in all.
+const LONGEST_IN_NAME: usize = 60;
+
+/// `STEM.01.the-red-ring.png`: numbered, so that names differ whatever the phrases are.
+fn mask_name(stem: &str, number: usize, count: usize, phrase: &str) -> String {
+    let digits = count.to_string().len().max(2);
+    let mut words = String::new();
+    for word in phrase
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+    {
+        let word = word.to_lowercase();
+        if words.len() + 1 + word.len() > LONGEST_IN_NAME {
+            break;
+        }
+        words.push(if words.is_empty() { '.' } else { '-' });
+        words.push_str(&word);
+    }
+    format!("{stem}.{number:0digits$}{words}.png")
+}
+
+/// The result as people read it.
+fn table(results: &[Segmentation]) -> Table {
+    use Align::{Left, Right};
+    let mut table = Table::plain(&[
+        ("phrase", Left),
+        ("found", Left),
+        ("presence", Right),
+        ("score", Right),
+        ("box x1 y1 x2 y2", Left),
+        ("area", Right),
+    ]);
+    for result in results {
+        let (yes, no) = (Style::new().green(), Style::new().dimmed());
+        let found = Cell::from(if result.found { "yes" } else { "no" });
+        let none = || "–".to_owned();
+        let area = result.mask.area();
+        table.row([
+            Cell::from(&result.phrase),
+            found.with(if result.found { yes } else { no }),
+            format!("{:.3}", result.presence).into(),
+            if area > 0 {
+                format!("{:.3}", result.score)
+            } else {
+                none()
+            }
+            .into(),
+            result
+                .box_px
+                .map_or_else(none, |[x1, y1, x2, y2]| format!("{x1} {y1} {x2} {y2}"))
+                .into(),
+            if result.found {
+                with_commas(area)
+            } else {
+                none()
+            }
+            .into(),
+        ]);
+    }
+    table
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    model: &'a str,
+    method: &'static str,
+    image: Picture<'a>,
+    results: Vec<Answer<'a>>,
+    timings_ms: Timings,
+}
+
+#[derive(Serialize)]
+struct Picture<'a> {
+    path: &'a str,
+    width: u32,
+    height: u32,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    phrase: &'a str,
+    found: bool,
+    presence: f32,
+    score: f32,
+    #[serde(rename = "box")]
+    box_px: Option<[f32; 4]>,
+    area: u64,
+    rle: Option<Code>,
+}
+
+impl<'a> Answer<'a> {
+    fn of(result: &'a Segmentation) -> Self {
+        Self {
+            phrase: &result.phrase,
+            found: result.found,
+            presence: result.presence,
+            score: result.score,
+            box_px: result.box_px,
+            area: result.mask.area(),
+            rle: result.found.then(|| Code::from(result.mask.to_rle())),
+        }
+    }
+
+    fn coded(self) -> CodedAnswer<'a> {
+        CodedAnswer {
+            phrase: self.phrase,
+            found: self.found,
+            rle: self.rle,
+        }
+    }
+}
+
+/// A line of `--rle`.
+#[derive(Serialize)]
+struct CodedAnswer<'a> {
+    phrase: &'a str,
+    found: bool,
+    rle: Option<Code>,
+}
+
+#[derive(Serialize)]
+struct Code {
+    size: [usize; 2],
+    counts: String,
+}
+
+impl From<Rle> for Code {
+    fn from(rle: Rle) -> Self {
+        Self {
+            size: rle.size,
+            counts: rle.counts,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Timings {
+    load: f64,
+    encode: f64,
+    phrases: Vec<f64>,
+}
+
+impl Timings {
+    fn say(&self, repeat: usize, console: &Console) {
+        let phrases: f64 = self.phrases.iter().sum();
+        let medians = if repeat > 1 {
+            format!(" (medians of {repeat})")
+        } else {
+            String::new()
+        };
+        console.note(format_args!(
+            "load {}, picture {}, {} {}{medians}",
+            readable_ms(self.load),
+            readable_ms(self.encode),
+            counted(self.phrases.len(), "phrase"),
+            readable_ms(phrases),
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_are_named_by_number_and_phrase() {
+        assert_eq!(
+            mask_name("cat", 1, 3, "the red Ring!"),
+            "cat.01.the-red-ring.png"
+        );
+        assert_eq!(mask_name("cat", 7, 100, "../../etc"), "cat.007.etc.png");
+        assert_eq!(mask_name("cat", 2, 3, "😀"), "cat.02.png");
+        assert!(mask_name("cat", 2, 3, &"word ".repeat(1000)).len() < 80);
+    }
+}

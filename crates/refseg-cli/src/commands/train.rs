@@ -1,0 +1,210 @@
+//! `refseg train`: trains a small model from scratch on drawn scenes.
+
+mod log;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use refseg_data::metrics::Tally;
+use refseg_train::run::{Event, Recipe, Run};
+use serde::Serialize;
+
+use super::eval::Scores;
+use crate::{cli::TrainArgs, console::Console, files::write_whole, progress::Progress};
+use log::Log;
+
+/// Steps between two lines where there is no terminal.
+const STEPS_A_LINE: u64 = 20;
+
+pub(crate) fn run(args: &TrainArgs, console: &Console) -> Result<()> {
+    let recipe = recipe(args)?;
+    let stop = on_interrupt()?;
+    let mut run = Run::open(&args.out, recipe)?;
+    if run.done() > 0 {
+        console.note(format_args!(
+            "going on after step {} of {}",
+            run.done(),
+            run.steps()
+        ));
+    }
+    let log = Log::open(&args.out, run.done())?;
+    let mut monitor = Monitor {
+        log,
+        folder: &args.out,
+        progress: console.progress(run.steps(), "steps"),
+        since: (Instant::now(), run.done()),
+        held_out: None,
+        failure: None,
+    };
+    monitor.progress.set(run.done());
+    run.train(|event| monitor.hear(event).is_ok() && !stop.load(Ordering::Relaxed))?;
+    let Monitor {
+        held_out,
+        failure,
+        progress,
+        ..
+    } = monitor;
+    drop(progress);
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    if run.done() < run.steps() {
+        console.note(format_args!(
+            "stopped after step {} of {}; the same command goes on from there",
+            run.done(),
+            run.steps(),
+        ));
+    }
+    let model = args.out.join("model");
+    if args.json {
+        return console.json(&Document {
+            model: &model.to_string_lossy(),
+            step: run.done(),
+            steps: run.steps(),
+            held_out,
+        });
+    }
+    console.result(model.display())
+}
+
+/// The default recipe with what was asked for.
+fn recipe(args: &TrainArgs) -> Result<Recipe> {
+    let default = Recipe::default();
+    let count =
+        |given: Option<std::num::NonZeroUsize>, default: usize| given.map_or(default, |n| n.get());
+    let recipe = Recipe {
+        sight_steps: args.sight_steps.unwrap_or(default.sight_steps),
+        steps: args.steps.unwrap_or(default.steps),
+        pictures: count(args.pictures, default.pictures),
+        phrases: count(args.phrases, default.phrases),
+        masks: count(args.masks, default.masks),
+        learning_rate: args.learning_rate.unwrap_or(default.learning_rate),
+        warm_up: args.warm_up.unwrap_or(default.warm_up),
+        workers: count(args.workers, default.workers),
+        every: args.every.map_or(default.every, |n| n.get()),
+        held_out: count(args.held_out, default.held_out),
+        seed: args.seed.unwrap_or(default.seed),
+    };
+    let is_shared = |count: usize| count.is_multiple_of(recipe.workers);
+    if !is_shared(recipe.pictures) || !is_shared(recipe.held_out) {
+        bail!(
+            "{} workers cannot share {} pictures a step and {} held-out scenes evenly",
+            recipe.workers,
+            recipe.pictures,
+            recipe.held_out,
+        );
+    }
+    if !(recipe.learning_rate.is_finite() && recipe.learning_rate > 0.0) {
+        bail!(
+            "--learning-rate is {}, expected a positive number",
+            recipe.learning_rate
+        );
+    }
+    Ok(recipe)
+}
+
+/// A flag that Ctrl-C sets; pressed again, it ends the program at once.
+fn on_interrupt() -> Result<Arc<AtomicBool>> {
+    use signal_hook::{consts::SIGINT, flag};
+    let stop = Arc::new(AtomicBool::new(false));
+    // The order matters: the first press finds the flag unset.
+    flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(&stop))
+        .and_then(|_| flag::register(SIGINT, Arc::clone(&stop)))
+        .context("cannot listen for Ctrl-C")?;
+    Ok(stop)
+}
+
+/// Shows and writes down what a run reports.
+struct Monitor<'a> {
+    log: Log,
+    folder: &'a Path,
+    progress: Progress,
+    /// When the last line was printed, and after which step.
+    since: (Instant, u64),
+    held_out: Option<Scores>,
+    failure: Option<anyhow::Error>,
+}
+
+impl Monitor<'_> {
+    /// Takes in an event; what fails is kept, and the run is to stop.
+    fn hear(&mut self, event: Event) -> Result<(), ()> {
+        self.take_in(event)
+            .map_err(|error| self.failure = Some(error))
+    }
+
+    fn take_in(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Step { step, losses, norm } => {
+                self.log.step(step, &losses, norm)?;
+                self.progress.set(step);
+                let mut message = format!(
+                    "loss {:.3} (decision {:.3} mask {:.3} dice {:.3} patch {:.3} matching {:.3} place {:.3})",
+                    losses.total(),
+                    losses.decision,
+                    losses.mask,
+                    losses.dice,
+                    losses.patch,
+                    losses.matching,
+                    losses.place,
+                );
+                if let Some(scores) = &self.held_out {
+                    message += &format!("  held-out cIoU {:.1} %", scores.ciou);
+                }
+                if step.is_multiple_of(STEPS_A_LINE) {
+                    let (start, first) = self.since;
+                    let pace = start.elapsed().as_secs_f64() / (step - first).max(1) as f64;
+                    self.since = (Instant::now(), step);
+                    message += &format!("  {pace:.2} s/step");
+                    self.progress.message(message);
+                    self.progress.line();
+                } else {
+                    self.progress.message(message);
+                }
+            }
+            Event::HeldOut { step, tally } => {
+                self.log.held_out(step, &tally)?;
+                self.held_out = Some(Scores::of(&tally.all()));
+                self.progress.print(&summary(step, &tally));
+                self.draw_curve()?;
+            }
+            Event::Saved { .. } => self.draw_curve()?,
+        }
+        Ok(())
+    }
+
+    fn draw_curve(&self) -> Result<()> {
+        let svg =
+            refseg_train::curve::svg(self.log.curve()).context("cannot draw the loss curve")?;
+        write_whole(&self.folder.join("curve.svg"), svg.as_bytes())
+    }
+}
+
+fn summary(step: u64, tally: &Tally) -> String {
+    let all = tally.all();
+    let kinds: Vec<String> = tally
+        .kinds()
+        .map(|(kind, sums)| format!("{kind} {:.1}", sums.giou()))
+        .collect();
+    format!(
+        "step {step}, held out: cIoU {:.1}  N-acc {:.1}  T-acc {:.1}  mIoU of {}",
+        all.ciou(),
+        all.n_acc(),
+        all.t_acc(),
+        kinds.join(", "),
+    )
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    model: &'a str,
+    step: u64,
+    steps: u64,
+    held_out: Option<Scores>,
+}

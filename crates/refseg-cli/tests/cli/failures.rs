@@ -1,0 +1,168 @@
+//! What goes wrong: a sentence each, the right exit code, and nothing written.
+
+use crate::desk::{Desk, LORA_MODEL, MODEL, check_snapshot, fixture};
+
+/// A PNG header that claims so many pixels, and nothing behind it.
+fn huge_png() -> Vec<u8> {
+    let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR".to_vec();
+    png.extend(60_000u32.to_be_bytes());
+    png.extend(60_000u32.to_be_bytes());
+    png.extend([8, 2, 0, 0, 0, 0, 0, 0, 0]);
+    png
+}
+
+/// A desk with good and bad pictures, and with folders in the way.
+fn desk() -> Desk {
+    let desk = Desk::new()
+        .with(&format!("{MODEL}/image.png"))
+        .with("images/bad_format.gif");
+    desk.write("empty.png", b"");
+    desk.write("huge.png", &huge_png());
+    let picture = std::fs::read(fixture(MODEL).join("image.png")).expect("the fixture's picture");
+    desk.write("truncated.png", &picture[..picture.len() / 2]);
+    for folder in ["taken", "no-weights", "not-a-config"] {
+        std::fs::create_dir(desk.path().join(folder)).expect("a folder");
+    }
+    desk.write("taken/file", b"");
+    desk.write("not-a-config/config.json", b"{\"llm_config\": {}}");
+    std::fs::copy(
+        fixture(MODEL).join("config.json"),
+        desk.path().join("no-weights/config.json"),
+    )
+    .expect("a config");
+    desk
+}
+
+#[test]
+fn failures_are_sentences_and_leave_nothing() {
+    let desk = desk();
+    let before = desk.names();
+    let model = fixture(MODEL).display().to_string();
+    let lora = fixture(LORA_MODEL).display().to_string();
+    let (model, lora) = (model.as_str(), lora.as_str());
+    let cases: &[(i32, &[&str])] = &[
+        (2, &["segment", "image.png"]),
+        (2, &["segment", "image.png", ""]),
+        (2, &["segment", "image.png", "a ring", " "]),
+        (2, &["segment", "image.png", "a ring", "--device", "abacus"]),
+        (2, &["segment", "image.png", "a ring", "--threads", "0"]),
+        (2, &["segment", "image.png", "a ring", "-q", "-v"]),
+        (1, &["segment", "missing.png", "a ring"]),
+        (1, &["segment", "taken", "a ring", "--no-overlay"]),
+        (1, &["segment", "empty.png", "a ring"]),
+        (1, &["segment", "truncated.png", "a ring"]),
+        (1, &["segment", "bad_format.gif", "a ring"]),
+        (1, &["segment", "huge.png", "a ring"]),
+        (
+            1,
+            &["segment", "image.png", "a ring", "--max-pixels", "1000"],
+        ),
+        (
+            1,
+            &["segment", "image.png", "a ring", "-m", "no-such-model"],
+        ),
+        (1, &["segment", "image.png", "a ring", "-m", "taken"]),
+        (1, &["segment", "image.png", "a ring", "-m", "not-a-config"]),
+        (1, &["segment", "image.png", "a ring", "-m", "no-weights"]),
+        (
+            1,
+            &[
+                "segment",
+                "image.png",
+                "a ring",
+                "-m",
+                model,
+                "--overlay",
+                "no-such-folder/o.png",
+            ],
+        ),
+        (
+            1,
+            &[
+                "segment",
+                "image.png",
+                "a ring",
+                "-m",
+                model,
+                "--overlay",
+                "image.png",
+            ],
+        ),
+        (
+            1,
+            &[
+                "segment",
+                "image.png",
+                "a ring",
+                "-m",
+                model,
+                "--probs",
+                "taken",
+            ],
+        ),
+        (1, &["info", "no-such-model"]),
+        (1, &["info", "no-weights"]),
+        (2, &["init", "internvl9-1t", "new"]),
+        (1, &["init", "internvl2_5-1b", "taken"]),
+        (1, &["convert", "no-such-model", "new"]),
+        (1, &["convert", model, "taken"]),
+        (1, &["convert", lora, "new"]),
+        (1, &["bench", "no-such-model"]),
+        (1, &["bench", model, "--image", "missing.png"]),
+        (1, &["eval", "--size", "7"]),
+        (1, &["eval", "-m", "no-such-model", "--count", "1"]),
+        (2, &["eval", "--protocol", "wishful"]),
+        (1, &["scenes", "new", "--count", "0"]),
+        (1, &["scenes", "new", "--count", "3", "--size", "9"]),
+        (
+            2,
+            &[
+                "scenes", "new", "--count", "3", "--split", "unseen", "--val", "1",
+            ],
+        ),
+        (
+            1,
+            &["train", "--out", "new", "--pictures", "3", "--workers", "2"],
+        ),
+        (1, &["train", "--out", "new", "--learning-rate=-1"]),
+        (1, &["train", "--out", "image.png"]),
+    ];
+    let mut transcript = String::new();
+    for &(code, args) in cases {
+        let ran = desk.run(args);
+        transcript += &ran.transcript(args);
+        transcript.push('\n');
+        assert_eq!((ran.code, ran.stdout.as_str()), (code, ""), "{transcript}");
+        assert_eq!(desk.names(), before, "{args:?} has left something");
+    }
+    check_snapshot("failures.txt", &transcript);
+}
+
+#[test]
+fn a_phrase_of_a_book_is_refused_at_once() {
+    let desk = desk();
+    let ran = desk.run(&["segment", "image.png", &"word ".repeat(20_000)]);
+    assert_eq!(ran.code, 1);
+    assert_eq!(
+        ran.stderr,
+        "error: a phrase is 100000 bytes long, and at most 65536 are read\n"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_has_read_enough_is_no_failure() {
+    let model = fixture(MODEL);
+    let desk = Desk::new();
+    let mut command = desk.command(&["info", &model.display().to_string()]);
+    command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("the command starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(
+        (output.status.code(), output.stderr.as_slice()),
+        (Some(0), &b""[..])
+    );
+}

@@ -1,0 +1,12 @@
+//! Runs the command as users do: what it prints, what it writes, how it ends.
+//!
+//! Texts are compared with `tests/snapshots`; after a wanted change, run with
+//! `REFSEG_BLESS=1` and look at the difference.
+
+mod desk;
+
+mod failures;
+mod help;
+mod models;
+mod segment;
+mod training;
