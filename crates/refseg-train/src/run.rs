@@ -57,15 +57,15 @@ pub struct Recipe {
 impl Default for Recipe {
     fn default() -> Self {
         Self {
-            sight_steps: 400,
-            steps: 6000,
+            sight_steps: 700,
+            steps: 3150,
             pictures: 16,
             phrases: 12,
             masks: 4,
             learning_rate: 1e-3,
             warm_up: 200,
             workers: 2,
-            every: 250,
+            every: 200,
             held_out: 64,
             seed: 1,
         }

@@ -71,6 +71,8 @@ const WEIGHTS: Losses = Losses {
     place: 2.0,
     words: 0.3,
 };
+/// One phrase in five has no target: without this a model says "found" when in doubt.
+const REJECTION_WEIGHT: f32 = 3.0;
 /// About 4 % of pixels belong to a target.
 const MASK_POSITIVE_WEIGHT: f64 = 4.0;
 
@@ -226,7 +228,11 @@ pub fn step(
         markers.clone().all(|id| (id as usize) < vocabulary),
         "markers are in the vocabulary"
     );
-    let weights = Tensor::ones([batch.found.len()], &device);
+    let weights = batch
+        .found
+        .iter()
+        .map(|&found| if found { 1.0 } else { REJECTION_WEIGHT });
+    let weights = Batch::tensor(&weights.collect::<Vec<f32>>(), [batch.found.len()], &device);
     let decision = cross_entropy(
         forward.decisions.clone(),
         Batch::indices(markers, &device),

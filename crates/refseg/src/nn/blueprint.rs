@@ -9,11 +9,13 @@ use crate::weights::WeightsError;
 
 /// Records what a network asks for while it is being built.
 ///
-/// The tensors it hands out are zero and never touched, so that the blueprint
+/// The tensors it hands out are views of the same zeros, so that the blueprint
 /// of a network far larger than memory can be drawn.
 #[derive(Debug)]
 pub struct Blueprint {
     device: Device,
+    /// As long as the longest part so far.
+    zeros: RefCell<Tensor<1>>,
     parts: RefCell<Vec<Part>>,
 }
 
@@ -46,8 +48,11 @@ impl Blueprint {
     pub fn of<T>(
         build: impl FnOnce(&dyn TensorSource) -> Result<T, WeightsError>,
     ) -> Result<Vec<Part>, WeightsError> {
+        let device = Device::flex();
+        let zeros = RefCell::new(Tensor::zeros([1], &device));
         let blueprint = Self {
-            device: Device::flex(),
+            device,
+            zeros,
             parts: RefCell::default(),
         };
         build(&blueprint)?;
@@ -66,9 +71,13 @@ impl TensorSource for Blueprint {
             key: key.to_owned(),
             shape: shape.to_vec(),
         };
-        let zeros = Tensor::zeros([part.len()], &self.device);
+        let mut zeros = self.zeros.borrow_mut();
+        if zeros.dims()[0] < part.len() {
+            *zeros = Tensor::zeros([part.len()], &self.device);
+        }
+        let view = zeros.clone().narrow(0, 0, part.len());
         self.parts.borrow_mut().push(part);
-        Ok(zeros)
+        Ok(view)
     }
 
     fn device(&self) -> Device {
