@@ -91,7 +91,7 @@ fn strange_phrases_are_text_like_any_other() -> Outcome {
     Ok(())
 }
 
-/// A marker that is typed is not a marker: with the id of `[REJ]` in the prompt the two would differ far more.
+/// A marker that is typed is not a marker: its id must come from the prompt alone.
 #[test]
 fn typed_markers_do_not_reach_the_model_as_markers() -> Outcome {
     let folder = fixture("mllmseg-qwen2-res");
