@@ -13,7 +13,7 @@ use refseg::{
     prompt::{SYSTEM_INTERNLM2_CHAT, SYSTEM_INTERNVL2_5},
 };
 use refseg_data::scenes;
-use refseg_train::vocabulary::train_tokenizer;
+use refseg_train::vocabulary::{ADDED_TOKENS, train_tokenizer};
 use serde_json::{Map, Value, json};
 
 /// The English words of prompts, besides those of phrases.
@@ -22,19 +22,8 @@ const PROMPT_WORDS: &str =
 /// More than enough for the words above; training ends when they are whole.
 const VOCABULARY: usize = 4096;
 /// What InternVL and MLLMSeg add to a language model's vocabulary, in the order of their ids.
-const ADDED: [&str; 11] = [
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "<quad>",
-    "</quad>",
-    "<ref>",
-    "</ref>",
-    "<box>",
-    "</box>",
-    "[SEG]",
-    "[REJ]",
-];
+/// The first three of the list are Qwen2's own.
+const ADDED: &[&str] = ADDED_TOKENS.split_at(3).1;
 
 /// The tokenizer's files: names and contents.
 pub(super) fn files(language: &LanguageConfig) -> Result<Vec<(&'static str, Vec<u8>)>> {
@@ -107,7 +96,7 @@ fn special_tokens(language: &LanguageConfig) -> Vec<(&'static str, u32)> {
             ]
         }
     };
-    let added = ADDED.into_iter().zip(end - ADDED.len() as u32..);
+    let added = ADDED.iter().copied().zip(end - ADDED.len() as u32..);
     before.into_iter().chain(added).collect()
 }
 
