@@ -18,14 +18,26 @@ const CONFIG: &[u8] = include_bytes!("../builtin/config.json");
 const TOKENIZER: &[u8] = include_bytes!("../builtin/tokenizer.json");
 const WEIGHTS: &[u8] = include_bytes!("../builtin/model.safetensors");
 
-pub(crate) fn config() -> Result<Config, ConfigError> {
+/// Its `config.json`.
+///
+/// # Errors
+/// None: the file is part of the program, and tests read it.
+pub fn config() -> Result<Config, ConfigError> {
     Config::from_json(CONFIG, Path::new("builtin/config.json"))
 }
 
-pub(crate) fn tokenizer() -> Result<Tokenizer, TokenizerError> {
+/// Its tokenizer.
+///
+/// # Errors
+/// As [`config`].
+pub fn tokenizer() -> Result<Tokenizer, TokenizerError> {
     Tokenizer::from_json_bytes(TOKENIZER)
 }
 
-pub(crate) fn weights() -> Result<Weights, WeightsError> {
+/// Its weights, not yet read.
+///
+/// # Errors
+/// As [`config`].
+pub fn weights() -> Result<Weights, WeightsError> {
     Weights::embedded(Path::new("builtin/model.safetensors"), WEIGHTS)
 }

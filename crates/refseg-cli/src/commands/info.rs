@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Result;
 use refseg::{
-    Options, Predictor, builtin,
+    builtin,
     internvl::{Config, LanguageFamily, UnshuffleVersion},
     mllmseg::Mllmseg,
     nn::{Blueprint, Part},
@@ -48,7 +48,7 @@ struct Facts {
     language: Language,
     /// By part of the network, and `total`.
     parameters: BTreeMap<&'static str, u64>,
-    weights: Option<Stored>,
+    weights: Stored,
     tokenizer: Words,
     memory_bytes: Memory,
     licence: Option<String>,
@@ -125,41 +125,37 @@ impl Facts {
             }
             .into());
         }
-        let config = Config::from_folder(folder)?;
-        let parts = parts_of(&config)?;
-        let weights = Weights::open(folder)?;
-        let words = Words {
-            kind: tokenizer_kind(folder),
-            size: Tokenizer::from_folder(folder)?.vocabulary_size(),
-        };
-        let stored = Stored::of(&weights, &config, &parts);
-        let facts = Self::new(folder.display().to_string(), &config, &parts, words);
+        let facts = Self::new(
+            folder.display().to_string(),
+            &Config::from_folder(folder)?,
+            &Weights::open(folder)?,
+            Words::of(tokenizer_kind(folder), &Tokenizer::from_folder(folder)?),
+        )?;
         Ok(Self {
-            weights: Some(stored),
             licence: licence(folder),
             ..facts
         })
     }
 
     fn of_builtin() -> Result<Self> {
-        let predictor = Predictor::builtin(&Options::default())?;
-        let config = predictor.config();
-        let words = Words {
-            kind: "byte-level BPE",
-            size: config.language.vocabulary,
-        };
-        let facts = Self::new(builtin::NAME.to_owned(), config, &parts_of(config)?, words);
+        let facts = Self::new(
+            builtin::NAME.to_owned(),
+            &builtin::config()?,
+            &builtin::weights()?,
+            Words::of("byte-level BPE", &builtin::tokenizer()?),
+        )?;
         Ok(Self {
             licence: Some("MIT OR Apache-2.0, as refseg".to_owned()),
             ..facts
         })
     }
 
-    fn new(model: String, config: &Config, parts: &[Part], tokenizer: Words) -> Self {
+    fn new(model: String, config: &Config, weights: &Weights, tokenizer: Words) -> Result<Self> {
         let Config {
             vision, language, ..
         } = config;
-        Self {
+        let parts = parts_of(config)?;
+        Ok(Self {
             model,
             method: "mllmseg",
             image_size: config.image_size,
@@ -190,12 +186,12 @@ impl Facts {
                 inner: language.inner,
                 vocabulary: language.vocabulary,
             },
-            parameters: parameters(parts),
-            weights: None,
+            parameters: parameters(&parts),
+            weights: Stored::of(weights, config, &parts),
             tokenizer,
-            memory_bytes: Memory::estimate(config, parts),
+            memory_bytes: Memory::estimate(config, &parts),
             licence: None,
-        }
+        })
     }
 
     /// The facts as people read them.
@@ -246,9 +242,7 @@ impl Facts {
             ("template", self.template.clone()),
             ("parameters", self.parameter_line()),
         ];
-        if let Some(stored) = &self.weights {
-            lines.extend(stored.lines());
-        }
+        lines.extend(self.weights.lines());
         let memory = &self.memory_bytes;
         lines.push(("memory", format!(
             "about {} as f32 on the CPU ({} of weights, {} to work with), {} more for each picture kept",
@@ -284,15 +278,21 @@ impl Facts {
     }
 }
 
+impl Words {
+    fn of(kind: &'static str, tokenizer: &Tokenizer) -> Self {
+        Self {
+            kind,
+            size: tokenizer.vocabulary_size(),
+        }
+    }
+}
+
 impl Stored {
     fn of(weights: &Weights, config: &Config, parts: &[Part]) -> Self {
         let mut dtypes = BTreeMap::new();
-        let mut files = HashSet::new();
         for info in weights.keys().filter_map(|key| weights.info(key)) {
             *dtypes.entry(info.dtype.to_string()).or_insert(0) += 1;
-            files.insert(info.file.clone());
         }
-        let size = |file| fs::metadata(file).map_or(0, |metadata| metadata.len());
         let used: HashSet<String> = parts.iter().map(|part| part.key.clone()).collect();
         let keys = |wanted: &dyn Fn(&Part) -> bool| -> Vec<String> {
             parts
@@ -302,8 +302,8 @@ impl Stored {
                 .collect()
         };
         Self {
-            files: files.len(),
-            bytes: files.iter().map(size).sum(),
+            files: weights.files(),
+            bytes: weights.bytes(),
             dtypes,
             lora: weights.is_lora(),
             lora_rank: config.lora_rank,

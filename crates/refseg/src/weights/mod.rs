@@ -154,6 +154,16 @@ impl Weights {
         &self.path
     }
 
+    /// Number of weight files.
+    pub fn files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Size of the weight files together, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(WeightsFile::len).sum()
+    }
+
     /// Logical names of all tensors, sorted.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -353,6 +363,13 @@ impl WeightsFile {
         }
     }
 
+    fn len(&self) -> u64 {
+        match self {
+            Self::Safetensors(file) => file.len(),
+            Self::Pickle(file) => file.len(),
+        }
+    }
+
     fn tensors(&self) -> Box<dyn Iterator<Item = (&str, Dtype, &[usize])> + '_> {
         match self {
             Self::Safetensors(file) => Box::new(file.tensors()),
@@ -392,7 +409,9 @@ impl WeightsFile {
             });
         }
         Ok(match self {
-            Self::Safetensors(file) => to_f32(file.bytes(name).ok_or_else(missing)?, &dtype),
+            Self::Safetensors(file) => file
+                .with_bytes(name, |bytes| to_f32(bytes, &dtype))
+                .ok_or_else(missing)?,
             Self::Pickle(file) => to_f32(&file.read(name)?, &dtype),
         })
     }

@@ -20,6 +20,8 @@ const HARMLESS: [&str; 4] = ["torch.", "collections.", "numpy.", "numpy.core.mul
 /// A parsed checkpoint; tensors are read from the file when asked for.
 pub(super) struct PickleFile {
     path: PathBuf,
+    /// Size of the file.
+    bytes: u64,
     tensors: BTreeMap<String, Tensor>,
 }
 
@@ -65,11 +67,19 @@ impl PickleFile {
                 });
             }
         }
-        Ok(Self { path, tensors })
+        Ok(Self {
+            path,
+            bytes,
+            tensors,
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.bytes
     }
 
     pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, Dtype, &[usize])> {

@@ -6,6 +6,8 @@ use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use safetensors::SafeTensors;
 
 use super::{Dtype, WeightsError};
@@ -22,6 +24,23 @@ enum Data {
     Map(Mmap),
     /// Part of the program itself.
     Embedded(&'static [u8]),
+}
+
+impl Data {
+    /// Forgets pages that were read. What is asked for again comes from the file again.
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Self::Map(map) = self {
+            // SAFETY: the map is shared with the file and read-only, so that its pages hold
+            // nothing that the file does not: forgetting one changes no byte that is read from
+            // it later. The range is inside the map, it was read just now.
+            let forgotten = unsafe {
+                map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+            // Only advice: whoever does not take it keeps more memory.
+            drop(forgotten);
+        }
+    }
 }
 
 impl Deref for Data {
@@ -115,8 +134,17 @@ impl SafetensorsFile {
         Some((entry.dtype.clone(), &entry.shape))
     }
 
-    /// The tensor's little-endian bytes.
-    pub(super) fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.data.get(self.entries.get(name)?.bytes.clone())
+    /// Size of the file.
+    pub(super) fn len(&self) -> u64 {
+        self.data.len() as u64
+    }
+
+    /// Hands the tensor's little-endian bytes to `read`, then gives the memory they were mapped
+    /// into back, so that a model being read does not stand in memory twice.
+    pub(super) fn with_bytes<T>(&self, name: &str, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let range = self.entries.get(name)?.bytes.clone();
+        let result = read(self.data.get(range.clone())?);
+        self.data.release(range);
+        Some(result)
     }
 }
