@@ -1,7 +1,12 @@
 //! Drawn scenes as a training batch.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use refseg::{image::Image, internvl::Config, prompt::PromptBuilder, random::SplitMix64};
+use refseg::{
+    image::{DecodeOptions, Image, ImageError},
+    internvl::Config,
+    prompt::PromptBuilder,
+    random::SplitMix64,
+};
 use refseg_data::scenes::{Colour, Scene, SceneOptions, ScenePhrase, Shape, Split};
 
 use crate::{TrainError, auxiliary::SCALES};
@@ -97,7 +102,8 @@ impl Batch {
             );
             let chosen = choose_masks(&scene, options, &mut random);
             let view = View::stretched(&scene, &mut random);
-            batch.add(&view, &chosen, config, prompts)?;
+            let picture = worn(view.picture()?, &mut random)?;
+            batch.add(&view, &picture, &chosen, config, prompts)?;
         }
         Ok(batch)
     }
@@ -114,7 +120,8 @@ impl Batch {
         let count = scene.phrases.len();
         let mut batch = Self::empty(count, count);
         let chosen: Vec<usize> = (0..count).collect();
-        batch.add(&View::whole(scene), &chosen, config, prompts)?;
+        let view = View::whole(scene);
+        batch.add(&view, &view.picture()?, &chosen, config, prompts)?;
         Ok(batch)
     }
 
@@ -134,16 +141,16 @@ impl Batch {
         }
     }
 
-    /// Adds a scene; `chosen` are the phrases whose masks are wanted.
+    /// Adds a scene as `picture` shows it; `chosen` are the phrases whose masks are wanted.
     fn add(
         &mut self,
         view: &View<'_>,
+        picture: &Image,
         chosen: &[usize],
         config: &Config,
         prompts: &PromptBuilder,
     ) -> Result<(), TrainError> {
         let (scene, side) = (view.scene, config.image_size);
-        let picture = Image::from_rgb(view.width as u32, view.height as u32, view.pixels())?;
         self.pixels
             .extend(picture.resize(side as u32, side as u32).normalised());
         self.patches.add(view, config.grid());
@@ -270,8 +277,8 @@ impl<'a> View<'a> {
         view
     }
 
-    /// RGB, row-major; what lies beside the scene continues its edge.
-    fn pixels(&self) -> Vec<u8> {
+    /// The canvas; what lies beside the scene continues its edge.
+    fn picture(&self) -> Result<Image, ImageError> {
         let side = self.scene.size as usize;
         let inside = |at: usize, start: usize| at.saturating_sub(start).min(side - 1);
         let mut pixels = Vec::with_capacity(self.width * self.height * 3);
@@ -281,7 +288,7 @@ impl<'a> View<'a> {
                 pixels.extend_from_slice(&row[inside(x, self.left) * 3..][..3]);
             }
         }
-        pixels
+        Image::from_rgb(self.width as u32, self.height as u32, pixels)
     }
 
     /// Share of each cell of a `cells × cells` grid over the canvas that a 0/1 mask of the scene
@@ -329,6 +336,22 @@ impl<'a> View<'a> {
             ]
         })
     }
+}
+
+/// Pictures, of a hundred, that are stored as JPEG on their way to the model.
+const STORED_AS_JPEG: usize = 50;
+/// Worst quality that they are stored at: far worse than cameras do, but flat shapes survive it.
+const LEAST_QUALITY: usize = 40;
+
+/// The picture after a life as a file: users' pictures are JPEG more often than not, and the
+/// generator's have none of its blurred colours and rings around edges.
+fn worn(picture: Image, random: &mut SplitMix64) -> Result<Image, ImageError> {
+    if random.below(100) >= STORED_AS_JPEG {
+        return Ok(picture);
+    }
+    let quality = LEAST_QUALITY + random.below(100 - LEAST_QUALITY + 1);
+    let jpeg = picture.to_jpeg(quality as u8)?;
+    Image::decode(&jpeg, "a drawn scene", &DecodeOptions::default())
 }
 
 /// For each of `cells` cells along an axis `length` long, the pixels it overlaps and by what share
@@ -404,7 +427,8 @@ mod tests {
             left: 20,
             top: 0,
         };
-        assert_eq!(view.pixels().len(), 96 * 64 * 3);
+        let picture = view.picture().expect("the canvas has pixels");
+        assert_eq!((picture.width(), picture.height()), (96, 64));
         let object = &scene.objects[0];
         let shares = view.shares(&object.mask, 14);
         let area: f32 = shares.iter().sum::<f32>() * (96 * 64) as f32 / (14 * 14) as f32;

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::image::codecs::png::PngEncoder;
 use ::image::{ExtendedColorType, ImageEncoder};
+use libjpeg_turbo_rs::{PixelFormat, Subsampling};
 
 /// Mean of each colour channel over ImageNet, for values in 0–1.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -185,6 +186,27 @@ impl Image {
         planes
     }
 
+    /// Encodes the picture as baseline JPEG with colour at half resolution (4:2:0), as
+    /// most programs write it. `quality` is libjpeg's, from 1 to 100.
+    ///
+    /// # Errors
+    /// [`ImageError::Encode`] if a side is longer than the 65,535 pixels JPEG has room for.
+    pub fn to_jpeg(&self, quality: u8) -> Result<Vec<u8>, ImageError> {
+        libjpeg_turbo_rs::compress(
+            &self.pixels,
+            self.width as usize,
+            self.height as usize,
+            PixelFormat::Rgb,
+            quality.clamp(1, 100),
+            Subsampling::S420,
+        )
+        .map_err(|source| ImageError::Encode {
+            width: self.width,
+            height: self.height,
+            source: Box::new(source),
+        })
+    }
+
     /// Writes the picture as PNG, whatever the extension of `path`. The file appears
     /// complete or not at all.
     ///
@@ -299,6 +321,17 @@ pub enum ImageError {
         /// The limit.
         max_pixels: u64,
     },
+    /// JPEG has no room for a picture of this size.
+    #[error("a {width}x{height} picture cannot be encoded as JPEG")]
+    Encode {
+        /// Width of the picture.
+        width: u32,
+        /// Height of the picture.
+        height: u32,
+        /// What the encoder said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A buffer of pixels does not have the size of its picture.
     #[error(
         "a {width}x{height} RGB picture needs {expected} bytes and at least one pixel; found {found} bytes"
@@ -369,6 +402,21 @@ mod tests {
             let result = Image::from_rgb(width, height, vec![0; bytes]);
             assert!(matches!(result, Err(ImageError::PixelCount { .. })));
         }
+    }
+
+    #[test]
+    fn jpeg_comes_back_nearly_the_same() -> Result<(), ImageError> {
+        // A slope has no edges for JPEG to blur: every level comes back within a few.
+        let pixels = (0..40 * 30).flat_map(|i| [(i % 40 * 6) as u8, (i / 40 * 8) as u8, 90]);
+        let image = Image::from_rgb(40, 30, pixels.collect())?;
+        let jpeg = image.to_jpeg(95)?;
+        let back = Image::decode(&jpeg, "memory", &DecodeOptions::default())?;
+        let apart = (image.pixels().iter().zip(back.pixels())).map(|(a, b)| a.abs_diff(*b));
+        assert!(apart.max() <= Some(6));
+        assert!(image.to_jpeg(20)?.len() < jpeg.len());
+        let long = Image::from_rgb(65_536, 1, vec![0; 65_536 * 3])?;
+        assert!(matches!(long.to_jpeg(90), Err(ImageError::Encode { .. })));
+        Ok(())
     }
 
     #[test]
