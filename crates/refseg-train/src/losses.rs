@@ -20,17 +20,54 @@ pub fn binary_cross_entropy<const R: usize>(
     (of_positives + of_negatives).mean().neg()
 }
 
-/// `1 − (2Σpt + 1) / (Σp + Σt + 1)` for each mask, averaged over the masks (spec of the official Dice).
+/// Dice, the official form: `1 − (2Σpt + 1) / (Σp + Σt + 1)` for each mask, averaged over the
+/// masks.
 ///
 /// # Shapes
-/// - `logits`, `targets`: `(N, S, S)`
+/// - `probabilities`, `targets` (0 or 1): `(N, H, W)`
 /// - returns `(1)`
-pub fn dice(logits: Tensor<3>, targets: Tensor<3>) -> Tensor<1> {
-    let sums = |x: Tensor<3>| -> Tensor<1> { x.sum_dim(2).sum_dim(1).reshape([-1]) };
-    let p = activation::sigmoid(logits);
-    let overlap = sums(p.clone() * targets.clone());
-    let total = sums(p) + sums(targets);
+pub fn dice(probabilities: Tensor<3>, targets: Tensor<3>) -> Tensor<1> {
+    let overlap = pixel_sums(probabilities.clone() * targets.clone());
+    let total = pixel_sums(probabilities) + pixel_sums(targets);
     ((overlap * 2.0 + 1.0) / (total + 1.0)).mean().neg() + 1.0
+}
+
+/// The official focal loss, as the reference computes it: its cross-entropy takes probabilities
+/// for logits, so that a second sigmoid is inside (spec §7). Its gradient does not vanish where
+/// the mask is right; [`binary_cross_entropy`] is the loss it was meant to be. Averaged over the
+/// masks.
+///
+/// # Shapes
+/// - `probabilities`, `targets` (0 or 1): `(N, H, W)`
+/// - returns `(1)`
+pub fn official_focal(probabilities: Tensor<3>, targets: Tensor<3>) -> Tensor<1> {
+    let (p, t) = (probabilities, targets);
+    let (not_p, not_t) = (p.clone().neg() + 1.0, t.clone().neg() + 1.0);
+    let entropy = activation::softplus(p.clone(), 1.0) - t.clone() * p.clone();
+    let p_true = t.clone() * p + not_t.clone() * not_p;
+    let alpha = t * FOCAL_ALPHA + not_t * (1.0 - FOCAL_ALPHA);
+    let modulation = (p_true.neg() + 1.0).powi_scalar(2);
+    (alpha * entropy * modulation).mean()
+}
+
+/// Weight of the foreground in [`official_focal`]; the background has the rest (spec §7).
+const FOCAL_ALPHA: f64 = 0.25;
+
+/// The reference's soft IoU, which it logs and does not train on: for each mask
+/// `(Σpt + 1e-8) / (Σp + Σt − Σpt + 1e-8)`, averaged over the masks.
+///
+/// # Shapes
+/// - `probabilities`, `targets` (0 or 1): `(N, H, W)`
+/// - returns `(1)`
+pub fn soft_iou(probabilities: Tensor<3>, targets: Tensor<3>) -> Tensor<1> {
+    let overlap = pixel_sums(probabilities.clone() * targets.clone());
+    let union = pixel_sums(probabilities) + pixel_sums(targets) - overlap.clone();
+    ((overlap + 1e-8) / (union + 1e-8)).mean()
+}
+
+/// Sum over the pixels of each mask: `(N, H, W)` to `(N)`.
+fn pixel_sums(masks: Tensor<3>) -> Tensor<1> {
+    masks.sum_dim(2).sum_dim(1).reshape([-1])
 }
 
 /// Cross-entropy of a choice among classes, each row weighted.
@@ -55,18 +92,32 @@ mod tests {
         f64::from(tensor.into_data().try_into_vec::<f32>().expect("f32")[0])
     }
 
-    #[test]
-    fn dice_matches_the_specification() {
+    /// Probabilities and targets of the specification's two masks (§11.5).
+    fn two_masks() -> (Tensor<3>, Tensor<3>) {
         let device = Device::flex();
-        let logit = |p: f32| (p / (1.0 - p)).ln();
-        let p =
-            [[[0.2, 0.7], [0.9, 0.4]], [[0.1, 0.1], [0.6, 0.95]]].map(|m| m.map(|r| r.map(logit)));
+        let p = [[[0.2, 0.7], [0.9, 0.4]], [[0.1, 0.1], [0.6, 0.95]]];
         let t = [[[0., 1.], [1., 0.]], [[0., 0.], [1., 1.]]];
-        let got = value(dice(
+        (
             Tensor::from_floats(p, &device),
             Tensor::from_floats(t, &device),
-        ));
-        assert!((got - 0.164_574_898_8).abs() < 1e-6, "{got}");
+        )
+    }
+
+    #[test]
+    fn official_losses_match_the_specification() {
+        let (p, t) = two_masks();
+        let of = |loss: fn(Tensor<3>, Tensor<3>) -> Tensor<1>, masks: usize| {
+            let first = |x: &Tensor<3>| x.clone().narrow(0, 0, masks);
+            value(loss(first(&p), first(&t)))
+        };
+        let close = |found: f64, expected: f64| {
+            assert!((found - expected).abs() < 1e-7, "{found}, {expected}");
+        };
+        close(of(official_focal, 2), 0.021_537_547_9);
+        close(of(dice, 2), 0.164_574_898_8);
+        close(of(soft_iou, 2), 0.659_965_036_4);
+        close(of(official_focal, 1), 0.035_857_641_8);
+        close(of(dice, 1), 0.192_307_692_3);
     }
 
     #[test]

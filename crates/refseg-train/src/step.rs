@@ -1,6 +1,6 @@
 //! One training step: pictures and phrases in, losses and gradients out.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData, activation};
 use refseg::{internvl::Config, mllmseg::Mllmseg, prompt::PromptBuilder};
 
 use crate::{
@@ -248,7 +248,7 @@ pub fn step(
         targets.clone(),
         MASK_POSITIVE_WEIGHT,
     );
-    let overlap = dice(decoded.logits, targets);
+    let overlap = dice(activation::sigmoid(decoded.logits), targets);
     let patch = auxiliary.patch_loss(forward.vit.clone(), batch);
     let of_phrases = auxiliary.phrase_losses(
         forward.vit.clone(),
