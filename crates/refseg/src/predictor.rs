@@ -366,6 +366,48 @@ impl Scene {
         self.answer(phrases, states, &decisions)
     }
 
+    /// Segments several phrases in one prompt, where each may depend on those before it and on
+    /// what the model itself decided about them.
+    ///
+    /// [`Scene::segment_joint`] writes `[SEG]` behind every phrase before the model has decided.
+    ///
+    /// # Errors
+    /// If a phrase is empty or too long.
+    pub fn segment_sequential(
+        &self,
+        phrases: &[&str],
+    ) -> Result<Vec<Segmentation>, PredictorError> {
+        if phrases.is_empty() {
+            return Ok(Vec::new());
+        }
+        phrases.iter().try_for_each(|phrase| check_phrase(phrase))?;
+        let prompts = &self.model.prompts;
+        let mut suffix = prompts.joint(phrases, &vec![Marker::Seg; phrases.len()])?;
+        let device = self.device();
+        let mut seen = self.seen.clone();
+        let (mut states, mut decisions) = (Vec::new(), Vec::new());
+        let mut first = 0;
+        for &marker in &suffix.markers {
+            let ids = &suffix.ids[first..marker];
+            let (start, rows) = (seen.length(), ids.len());
+            let positions: Vec<usize> = (start..start + rows).collect();
+            let mask = causal_mask_behind(start, rows, &device);
+            let (state, new) = self.read(&seen, ids, &positions, &mask, &[rows - 1]);
+            seen = seen.followed_by(&new);
+            let decided = self.decide(state.clone())?;
+            // The next pass begins with this marker.
+            suffix.ids[marker] = if decided[0].found {
+                prompts.tokens().seg
+            } else {
+                prompts.tokens().rej
+            };
+            first = marker;
+            states.push(state);
+            decisions.extend(decided);
+        }
+        self.answer(phrases, Tensor::cat(states, 0), &decisions)
+    }
+
     /// The protocol of published evaluations: one prompt for all phrases, in which the model reads the true
     /// markers of the phrases before.
     ///
@@ -410,7 +452,7 @@ impl Scene {
         }
         let device = self.device();
         let mask = Tensor::from_data(TensorData::new(mask, [1, 1, rows, start + rows]), &device);
-        self.read(&ids, &positions, &mask, &ends)
+        self.read(&self.seen, &ids, &positions, &mask, &ends).0
     }
 
     /// States before the marker of each phrase of a joint prompt: `(n, D)`.
@@ -424,31 +466,28 @@ impl Scene {
         let ids = suffix.before_last_marker();
         let (start, rows) = (self.seen.length(), ids.len());
         let device = self.device();
-        let mask = Tensor::cat(
-            vec![
-                Tensor::zeros([1, 1, rows, start], &device),
-                causal_mask(rows, &device),
-            ],
-            3,
-        );
+        let mask = causal_mask_behind(start, rows, &device);
         let positions: Vec<usize> = (start..start + rows).collect();
         let ends: Vec<usize> = suffix.markers.iter().map(|marker| marker - 1).collect();
-        Ok(self.read(ids, &positions, &mask, &ends))
+        Ok(self.read(&self.seen, ids, &positions, &mask, &ends).0)
     }
 
+    /// Reads `ids` behind what was `seen`: the states at `ends`, `(n, D)`, and the new tokens' keys
+    /// and values.
     fn read(
         &self,
+        seen: &KeyValues,
         ids: &[u32],
         positions: &[usize],
         mask: &Tensor<4>,
         ends: &[usize],
-    ) -> Tensor<2> {
+    ) -> (Tensor<2>, KeyValues) {
         let language = &self.model.model.language;
-        let (hidden, _) = language.forward(language.embed(ids), positions, mask, Some(&self.seen));
+        let (hidden, new) = language.forward(language.embed(ids), positions, mask, Some(seen));
         let [_, rows, width] = hidden.dims();
         let indices: Vec<i64> = ends.iter().map(|&end| end as i64).collect();
         let indices = Tensor::from_data(TensorData::new(indices, [ends.len()]), &self.device());
-        hidden.reshape([rows, width]).select(0, indices)
+        (hidden.reshape([rows, width]).select(0, indices), new)
     }
 
     /// Reads the decision about each phrase from the scores of its next token.
@@ -561,6 +600,13 @@ impl Decision {
             presence: 1.0 / (1.0 + (logits[rej] - logits[seg]).exp()),
         }
     }
+}
+
+/// `(1, 1, rows, start + rows)`: every token sees all `start` earlier ones, and the new ones up to
+/// itself.
+fn causal_mask_behind(start: usize, rows: usize, device: &Device) -> Tensor<4> {
+    let before = Tensor::zeros([1, 1, rows, start], device);
+    Tensor::cat(vec![before, causal_mask(rows, device)], 3)
 }
 
 fn check_phrase(phrase: &str) -> Result<(), PredictorError> {

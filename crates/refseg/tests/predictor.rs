@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use refseg::{Image, Options, Predictor, predictor::MAX_PHRASE_BYTES};
+use refseg::{Image, Options, Predictor, predictor::MAX_PHRASE_BYTES, prompt::Marker};
 use tempfile::TempDir;
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -154,6 +154,34 @@ fn a_scene_outlives_its_predictor_and_crosses_threads() -> Outcome {
 fn a_joint_prompt_of_one_phrase_is_the_phrase_alone() -> Outcome {
     let scene = qwen2().encode(&picture(64, 48))?;
     assert_eq!(scene.segment_joint(&["left"])?, [scene.segment("left")?]);
+    Ok(())
+}
+
+/// Read marker by marker, with the same markers, it is the prompt that is read at once.
+#[test]
+fn a_sequential_prompt_is_a_joint_one_with_the_models_own_markers() -> Outcome {
+    let folder = fixture("mllmseg-internlm2-gres-lora");
+    let image = Image::open(folder.join("image.jpg"))?;
+    let scene = Predictor::load(&folder, &Options::default())?.encode(&image)?;
+    // The first phrase is rejected, so that the others read a `[REJ]` before them.
+    let phrases = ["two red shapes", "the zebra behind another one", "left"];
+    let answers = scene.segment_sequential(&phrases)?;
+    let found: Vec<bool> = answers.iter().map(|answer| answer.found).collect();
+    assert_eq!(found, [false, true, false]);
+    let markers: Vec<Marker> = found
+        .iter()
+        .map(|&found| if found { Marker::Seg } else { Marker::Rej })
+        .collect();
+    // The decisions of the published protocol come from the markers it is given.
+    let given = scene.segment_teacher_forced(&phrases, &markers)?;
+    let other = scene.segment_joint(&phrases)?;
+    for (answer, given) in answers.iter().zip(&given) {
+        assert_eq!(answer.found, given.found);
+        assert!((answer.presence - given.presence).abs() < 1e-4);
+    }
+    let differs = (answers[1].presence - other[1].presence).abs();
+    assert!(differs > 1e-4, "the second phrase reads the first one's marker");
+    assert!(scene.segment_sequential(&[])?.is_empty());
     Ok(())
 }
 

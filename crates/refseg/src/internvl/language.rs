@@ -41,6 +41,19 @@ impl KeyValues {
         self.layers.first().map_or(0, |(key, _)| key.dims()[2])
     }
 
+    /// These tokens and then `later` ones.
+    pub fn followed_by(&self, later: &Self) -> Self {
+        let join = |a: &Tensor<4>, b: &Tensor<4>| Tensor::cat(vec![a.clone(), b.clone()], 2);
+        let layers = self.layers.iter().zip(&later.layers);
+        Self {
+            layers: layers
+                .map(|((key, value), (later_key, later_value))| {
+                    (join(key, later_key), join(value, later_value))
+                })
+                .collect(),
+        }
+    }
+
     /// Memory of the keys and values, in bytes.
     pub fn bytes(&self) -> usize {
         let values: usize = self
