@@ -195,13 +195,8 @@ fn judge(
         source,
     };
     let expected = [truth.mask.height(), truth.mask.width()];
-    let (outcome, mask_box) = match &answer.rle {
-        None => {
-            let empty = Mask::empty(expected[0], expected[1]).map_err(damaged)?;
-            let found = answer.found.unwrap_or(false);
-            let outcome = Outcome::of_masks(&empty, truth.mask, truth.ignore, found);
-            (outcome.map_err(damaged)?, [0; 4])
-        }
+    let runs = match &answer.rle {
+        None => None,
         Some(rle) if rle.size != expected => {
             return Err(PredictionsError::Size {
                 place: place.clone(),
@@ -210,15 +205,21 @@ fn judge(
                 expected,
             });
         }
-        Some(rle) => {
-            let runs = Runs::decode(rle).map_err(damaged)?;
-            let found = answer.found.unwrap_or_else(|| runs.area() > 0);
-            let outcome = Outcome::of_runs(&runs, truth.mask, truth.ignore, found);
-            (outcome.map_err(damaged)?, runs.official_box())
-        }
+        Some(rle) => Some(Runs::decode(rle).map_err(damaged)?),
     };
-    let predicted = answer.rec_box.unwrap_or(mask_box);
-    Ok(outcome.with_box_hit(truth.official_box.map(|truth| rec_hit(predicted, truth))))
+    let has_pixels = || runs.as_ref().is_some_and(|runs| runs.area() > 0);
+    let found = answer.found.unwrap_or_else(has_pixels);
+    let outcome = match &runs {
+        Some(runs) => Outcome::of_runs(runs, truth.mask, truth.ignore, found),
+        None => Mask::empty(expected[0], expected[1])
+            .and_then(|empty| Outcome::of_masks(&empty, truth.mask, truth.ignore, found)),
+    };
+    let mask_box = || runs.as_ref().map_or([0; 4], Runs::official_box);
+    let box_hit = truth.official_box.map(|truth| {
+        let predicted = answer.rec_box.unwrap_or_else(mask_box);
+        rec_hit(predicted, truth)
+    });
+    Ok(outcome.map_err(damaged)?.with_box_hit(box_hit))
 }
 
 /// Sums of each picture, in the order in which pictures first appear.
