@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 fixtures=../crates/refseg/tests/fixtures
-mkdir -p corpus/{image_decode,weights_header,tokenizer,rle}
+mkdir -p corpus/{image_decode,weights_header,tokenizer,rle,predictions}
 
 # Copies files under a name that says which folder they come from.
 seed() {
@@ -46,6 +46,11 @@ rle foreground '\x03\0\x04\0' '0<'
 rle few '\x03\0\x04\0' '5230'
 rle stripes '\x3c\0\x50\0' 'Rc0d0X1000Zm3'
 rle large-background '\x3c\0\x50\0' 'Pf4'
+
+# Lines of predictions: refseg's own, and those of other systems.
+printf '%s' '{"picture":"7","expression":"12","phrase":"the mug","found":true,"presence":0.98,"score":0.91,"rle":{"size":[3,4],"counts":"5230"},"rec_box":[1,0,3,2],"I":3,"U":6,"predicted":3,"truth":6,"ms":12.3}' >corpus/predictions/own.json
+printf '%s' '{"id":13,"found":false,"rle":{"size":[2,3],"counts":[2,2,2]}}' >corpus/predictions/lengths.json
+printf '%s' '{"image":"7","phrase":"a cup","rle":null}' >corpus/predictions/nothing.json
 
 for target in corpus/*; do
     echo "$(find "$target" -type f | wc -l) inputs in fuzz/$target"

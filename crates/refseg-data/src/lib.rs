@@ -1,4 +1,8 @@
 //! Data sets of referring segmentation, drawn scenes, and metrics.
 
 pub mod metrics;
+pub mod predictions;
+pub mod runs;
 pub mod scenes;
+pub mod score;
+pub mod vqa;

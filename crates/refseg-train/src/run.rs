@@ -11,7 +11,7 @@ use refseg::{
     tokenizer::Tokenizer,
 };
 use refseg_data::{
-    metrics::Tally,
+    metrics::{Outcome, Tally},
     scenes::{Scene, SceneOptions, Split},
 };
 use serde::{Deserialize, Serialize};
@@ -358,13 +358,12 @@ impl Run {
                 let chosen = step::values(forward.decisions.argmax(1).float());
                 for (i, phrase) in drawn.phrases.iter().enumerate() {
                     let found = chosen[i] as u32 != special.rej;
-                    let predicted = masks[i * pixels..][..pixels]
-                        .iter()
-                        .map(|&p| found && p >= 0.5);
+                    let predicted = masks[i * pixels..][..pixels].iter().map(|&p| p >= 0.5);
                     let target = batch.targets[i * pixels..][..pixels]
                         .iter()
                         .map(|&t| t > 0.5);
-                    tally.add_pixels(phrase.kind.name(), predicted, target, found);
+                    let outcome = Outcome::of_pixels(predicted.zip(target), found);
+                    tally.add(phrase.kind.name(), &outcome);
                 }
             }
             Ok::<_, TrainError>(tally)

@@ -94,7 +94,7 @@ impl Mask {
     ) -> Result<Self, MaskError> {
         let (h, w) = coco_size(height, width)?;
         let rle = coco::fr_polys(polygons, h, w).map_err(|error| MaskError::rle(h, w, error))?;
-        Self::from_runs(&rle)
+        Self::from_runs([height, width], &rle.counts)
     }
 
     /// Decodes a compressed COCO run-length code.
@@ -103,19 +103,14 @@ impl Mask {
     /// [`MaskError::Size`]; [`MaskError::Rle`] if `counts` is malformed;
     /// [`MaskError::Length`] if the runs do not add up to the size.
     pub fn from_rle(rle: &Rle) -> Result<Self, MaskError> {
-        let (h, w) = coco_size(rle.size[0], rle.size[1])?;
-        let runs = coco::rle_from_string(&rle.counts, h, w)
-            .map_err(|error| MaskError::rle(h, w, error))?;
-        Self::from_runs(&runs)
+        Self::from_runs(rle.size, &rle.runs()?)
     }
 
-    fn from_runs(rle: &hotcoco::Rle) -> Result<Self, MaskError> {
-        let (height, width) = (rle.h as usize, rle.w as usize);
+    fn from_runs([height, width]: [usize; 2], runs: &[u32]) -> Result<Self, MaskError> {
+        check_runs([height, width], runs)?;
         let mut mask = Self::empty(height, width)?;
-        let covered: u64 = rle.counts.iter().map(|&run| u64::from(run)).sum();
-        check_length((height, width), covered as usize, mask.bits.len())?;
         let mut at = 0;
-        for (index, &run) in rle.counts.iter().enumerate() {
+        for (index, &run) in runs.iter().enumerate() {
             let end = at + run as usize;
             if index % 2 == 1 {
                 for pixel in at..end {
@@ -243,6 +238,36 @@ impl fmt::Debug for Mask {
             self.width,
             self.area()
         )
+    }
+}
+
+impl Rle {
+    /// Encodes run lengths, background first, going down each column from the left.
+    ///
+    /// # Errors
+    /// [`MaskError::Size`]; [`MaskError::Length`] if the runs do not add up to the size.
+    pub fn from_runs(size: [usize; 2], runs: &[u32]) -> Result<Self, MaskError> {
+        let (h, w) = coco_size(size[0], size[1])?;
+        check_runs(size, runs)?;
+        let counts = coco::rle_to_string(&hotcoco::Rle {
+            h,
+            w,
+            counts: runs.to_vec(),
+        });
+        Ok(Self { size, counts })
+    }
+
+    /// Lengths of the runs, background first, going down each column from the left.
+    ///
+    /// # Errors
+    /// [`MaskError::Size`]; [`MaskError::Rle`] if `counts` is malformed;
+    /// [`MaskError::Length`] if the runs do not add up to the size.
+    pub fn runs(&self) -> Result<Vec<u32>, MaskError> {
+        let (h, w) = coco_size(self.size[0], self.size[1])?;
+        let decoded = coco::rle_from_string(&self.counts, h, w)
+            .map_err(|error| MaskError::rle(h, w, error))?;
+        check_runs(self.size, &decoded.counts)?;
+        Ok(decoded.counts)
     }
 }
 
@@ -395,6 +420,12 @@ fn coco_size(height: usize, width: usize) -> Result<(u32, u32), MaskError> {
     }
 }
 
+/// Checks that runs add up to the size, which must be that of a mask.
+fn check_runs([height, width]: [usize; 2], runs: &[u32]) -> Result<(), MaskError> {
+    let covered: u64 = runs.iter().map(|&run| u64::from(run)).sum();
+    check_length((height, width), covered as usize, height * width)
+}
+
 fn check_length(
     (height, width): (usize, usize),
     found: usize,
@@ -507,6 +538,24 @@ mod tests {
             );
             assert_eq!(Mask::from_rle(&rle)?, mask);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn runs_are_those_of_the_code() -> Result<(), MaskError> {
+        let rle = drawn(2, 3, |x, _| x == 1).to_rle();
+        assert_eq!(rle.runs()?, [2, 2, 2]);
+        assert_eq!(Rle::from_runs([2, 3], &[2, 2, 2])?, rle);
+        assert!(matches!(
+            Rle::from_runs([2, 3], &[2, 2]),
+            Err(MaskError::Length {
+                found: 4,
+                expected: 6,
+                ..
+            })
+        ));
+        let size = Rle::from_runs([usize::MAX, 2], &[0]);
+        assert!(matches!(size, Err(MaskError::Size { .. })));
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use refseg::{Image, Predictor, Segmentation, prompt::Marker};
 use refseg_data::{
-    metrics::{Judged, Sums, Tally},
+    metrics::{Metric, Outcome, Sums, Tally},
     scenes::{PhraseKind, Scene, SceneOptions, Split},
 };
 use serde::Serialize;
@@ -42,7 +42,8 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
     let start = Instant::now();
     let mut progress = console.progress(args.count.get() as u64, "scenes");
     let tally = judge.all(args.first, args.count.get(), |done, tally| {
-        progress.message(format!("cIoU {:.2}", tally.all().ciou()));
+        let scores = Tally::scores(&tally.all());
+        progress.message(format!("cIoU {}", shown(scores[Metric::Ciou])));
         progress.set(done as u64);
     })?;
     drop(progress);
@@ -72,15 +73,15 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
             seconds,
         });
     }
-    let all = tally.all();
+    let all = Tally::scores(&tally.all());
     console.result(table(&tally))?;
     console.result(format_args!(
-        "\ncIoU {:.2}  gIoU {:.2}  Prec@0.5 {:.2}  N-acc {:.2}  T-acc {:.2}",
-        all.ciou(),
-        all.giou(),
-        all.precision(),
-        all.n_acc(),
-        all.t_acc(),
+        "\ncIoU {}  gIoU {}  Prec@0.5 {}  N-acc {}  T-acc {}",
+        shown(all[Metric::Ciou]),
+        shown(all[Metric::Giou]),
+        shown(all[Metric::PrecAt0_5]),
+        shown(all[Metric::NAcc]),
+        shown(all[Metric::TAcc]),
     ))
 }
 
@@ -92,7 +93,7 @@ struct Judge<'a> {
 }
 
 /// The phrases of one scene, judged.
-type JudgedScene = Vec<(&'static str, Judged)>;
+type JudgedScene = Vec<(&'static str, Outcome)>;
 
 impl Judge<'_> {
     /// Judges `count` scenes on all cores; the sums do not depend on how many there are.
@@ -166,23 +167,13 @@ impl Judge<'_> {
     }
 }
 
-fn compare(answer: &Segmentation, truth: &[u8]) -> Judged {
-    let mut judged = Judged {
-        intersection: 0,
-        union: 0,
-        has_target: false,
-        found: answer.found,
-    };
-    for (&predicted, &truth) in answer.mask.bits().iter().zip(truth) {
-        let truth = truth == 1;
-        judged.intersection += u64::from(predicted && truth);
-        judged.union += u64::from(predicted || truth);
-        judged.has_target |= truth;
-    }
-    judged
+fn compare(answer: &Segmentation, truth: &[u8]) -> Outcome {
+    let pixels = answer.mask.bits().iter().zip(truth);
+    let pixels = pixels.map(|(&predicted, &truth)| (predicted, truth == 1));
+    Outcome::of_pixels(pixels, answer.found)
 }
 
-/// Adds scenes up in their own order, whichever is done first: sums of f64 depend on it.
+/// Adds scenes up in their own order, whichever is done first, so that progress reads the same each time.
 #[derive(Default)]
 struct InOrder {
     tally: Tally,
@@ -194,8 +185,8 @@ impl InOrder {
     fn add(&mut self, position: usize, judged: JudgedScene) {
         self.waiting.insert(position, judged);
         while let Some(judged) = self.waiting.remove(&self.done) {
-            for (kind, judged) in judged {
-                self.tally.add(kind, judged);
+            for (kind, outcome) in judged {
+                self.tally.add(kind, &outcome);
             }
             self.done += 1;
         }
@@ -222,31 +213,22 @@ fn table(tally: &Tally) -> Table {
         .chain([("all", &all)])
     {
         let found = sums.accepted + sums.without_target - sums.rejected;
-        let has_targets = sums.with_target > 0;
+        let scores = Tally::scores(sums);
         table.row([
             kind.into(),
             with_commas(sums.expressions).into(),
             // Without targets there is nothing that masks could share.
-            if has_targets {
-                shown(sums.ciou())
-            } else {
-                "–".to_owned()
-            }
-            .into(),
-            shown(sums.giou()).into(),
-            shown(sums.precision()).into(),
-            shown(100.0 * found as f64 / sums.expressions as f64).into(),
+            shown(scores[Metric::Ciou].filter(|_| sums.with_target > 0)).into(),
+            shown(scores[Metric::Miou]).into(),
+            shown(scores[Metric::PrecAt0_5]).into(),
+            shown(Some(100.0 * found as f64 / sums.expressions as f64)).into(),
         ]);
     }
     table
 }
 
-fn shown(percent: f64) -> String {
-    if percent.is_nan() {
-        "–".to_owned()
-    } else {
-        format!("{percent:.2}")
-    }
+fn shown(percent: Option<f64>) -> String {
+    percent.map_or_else(|| "–".to_owned(), |percent| format!("{percent:.2}"))
 }
 
 fn protocol_note(protocol: Protocol) -> &'static str {
@@ -299,22 +281,23 @@ struct Document<'a> {
 #[derive(Serialize)]
 pub(super) struct Scores {
     phrases: u64,
-    pub(super) ciou: f64,
-    giou: f64,
-    precision_at_half: f64,
-    n_acc: f64,
-    t_acc: f64,
+    pub(super) ciou: Option<f64>,
+    giou: Option<f64>,
+    precision_at_half: Option<f64>,
+    n_acc: Option<f64>,
+    t_acc: Option<f64>,
 }
 
 impl Scores {
     pub(super) fn of(sums: &Sums) -> Self {
+        let scores = Tally::scores(sums);
         Self {
             phrases: sums.expressions,
-            ciou: sums.ciou(),
-            giou: sums.giou(),
-            precision_at_half: sums.precision(),
-            n_acc: sums.n_acc(),
-            t_acc: sums.t_acc(),
+            ciou: scores[Metric::Ciou],
+            giou: scores[Metric::Giou],
+            precision_at_half: scores[Metric::PrecAt0_5],
+            n_acc: scores[Metric::NAcc],
+            t_acc: scores[Metric::TAcc],
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use refseg_data::metrics::Tally;
+use refseg_data::metrics::{Metric, Tally};
 use refseg_train::run::{Event, Recipe, Run};
 use serde::Serialize;
 
@@ -155,7 +155,7 @@ impl Monitor<'_> {
                     losses.place,
                 );
                 if let Some(scores) = &self.held_out {
-                    message += &format!("  held-out cIoU {:.1} %", scores.ciou);
+                    message += &format!("  held-out cIoU {} %", shown(scores.ciou));
                 }
                 if step.is_multiple_of(STEPS_A_LINE) {
                     let (start, first) = self.since;
@@ -187,18 +187,22 @@ impl Monitor<'_> {
 }
 
 fn summary(step: u64, tally: &Tally) -> String {
-    let all = tally.all();
+    let all = Tally::scores(&tally.all());
     let kinds: Vec<String> = tally
         .kinds()
-        .map(|(kind, sums)| format!("{kind} {:.1}", sums.giou()))
+        .map(|(kind, sums)| format!("{kind} {}", shown(Tally::scores(sums)[Metric::Miou])))
         .collect();
     format!(
-        "step {step}, held out: cIoU {:.1}  N-acc {:.1}  T-acc {:.1}  mIoU of {}",
-        all.ciou(),
-        all.n_acc(),
-        all.t_acc(),
+        "step {step}, held out: cIoU {}  N-acc {}  T-acc {}  mIoU of {}",
+        shown(all[Metric::Ciou]),
+        shown(all[Metric::NAcc]),
+        shown(all[Metric::TAcc]),
         kinds.join(", "),
     )
+}
+
+fn shown(percent: Option<f64>) -> String {
+    percent.map_or_else(|| "–".to_owned(), |percent| format!("{percent:.1}"))
 }
 
 #[derive(Serialize)]

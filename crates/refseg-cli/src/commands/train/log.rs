@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use refseg_data::metrics::Tally;
+use refseg_data::metrics::{Metric, Tally};
 use refseg_train::{
     curve::{Curve, HeldOut},
     step::Losses,
@@ -70,16 +70,17 @@ impl Log {
 
     /// Writes an evaluation down.
     pub(super) fn held_out(&mut self, step: u64, tally: &Tally) -> Result<()> {
-        let all = tally.all();
+        let all = Tally::scores(&tally.all());
         let kinds: serde_json::Map<String, Value> = tally
             .kinds()
-            .map(|(kind, sums)| (kind.to_owned(), sums.giou().into()))
+            .map(|(kind, sums)| (kind.to_owned(), Tally::scores(sums)[Metric::Miou].into()))
             .collect();
         self.write(&json!({
             "step": step,
             "held_out": {
-                "ciou": all.ciou(), "giou": all.giou(), "precision_at_half": all.precision(),
-                "n_acc": all.n_acc(), "t_acc": all.t_acc(), "miou": kinds,
+                "ciou": all[Metric::Ciou], "giou": all[Metric::Giou],
+                "precision_at_half": all[Metric::PrecAt0_5],
+                "n_acc": all[Metric::NAcc], "t_acc": all[Metric::TAcc], "miou": kinds,
             },
         }))
     }
