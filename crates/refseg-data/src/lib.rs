@@ -1,4 +1,5 @@
 //! Data sets of referring segmentation, drawn scenes, and metrics.
 
+pub mod dataset;
 pub mod metrics;
 pub mod scenes;

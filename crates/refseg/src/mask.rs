@@ -94,7 +94,7 @@ impl Mask {
     ) -> Result<Self, MaskError> {
         let (h, w) = coco_size(height, width)?;
         let rle = coco::fr_polys(polygons, h, w).map_err(|error| MaskError::rle(h, w, error))?;
-        Self::from_runs(&rle)
+        Self::from_run_lengths(height, width, &rle.counts)
     }
 
     /// Decodes a compressed COCO run-length code.
@@ -106,16 +106,21 @@ impl Mask {
         let (h, w) = coco_size(rle.size[0], rle.size[1])?;
         let runs = coco::rle_from_string(&rle.counts, h, w)
             .map_err(|error| MaskError::rle(h, w, error))?;
-        Self::from_runs(&runs)
+        Self::from_run_lengths(rle.size[0], rle.size[1], &runs.counts)
     }
 
-    fn from_runs(rle: &hotcoco::Rle) -> Result<Self, MaskError> {
-        let (height, width) = (rle.h as usize, rle.w as usize);
+    /// Decodes COCO's uncompressed run-length code: lengths of the runs, background
+    /// first, going down each column from the left.
+    ///
+    /// # Errors
+    /// [`MaskError::Size`]; [`MaskError::Length`] if the runs do not add up to the size.
+    pub fn from_run_lengths(height: usize, width: usize, runs: &[u32]) -> Result<Self, MaskError> {
+        let expected = pixel_count(height, width)?;
+        let covered: u64 = runs.iter().map(|&run| u64::from(run)).sum();
+        check_length((height, width), covered as usize, expected)?;
         let mut mask = Self::empty(height, width)?;
-        let covered: u64 = rle.counts.iter().map(|&run| u64::from(run)).sum();
-        check_length((height, width), covered as usize, mask.bits.len())?;
         let mut at = 0;
-        for (index, &run) in rle.counts.iter().enumerate() {
+        for (index, &run) in runs.iter().enumerate() {
             let end = at + run as usize;
             if index % 2 == 1 {
                 for pixel in at..end {
@@ -507,6 +512,19 @@ mod tests {
             );
             assert_eq!(Mask::from_rle(&rle)?, mask);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn run_lengths_go_down_the_columns() -> Result<(), MaskError> {
+        let mask = Mask::from_run_lengths(3, 4, &[1, 2, 0, 3, 6])?;
+        assert_eq!(mask, drawn(3, 4, |x, y| x == 1 || (x == 0 && y > 0)));
+        for runs in [&[11][..], &[12, 1], &[], &[u32::MAX, u32::MAX]] {
+            let result = Mask::from_run_lengths(3, 4, runs);
+            assert!(matches!(result, Err(MaskError::Length { .. })), "{runs:?}");
+        }
+        let sizeless = Mask::from_run_lengths(0, 4, &[]);
+        assert!(matches!(sizeless, Err(MaskError::Size { .. })));
         Ok(())
     }
 
