@@ -1,8 +1,9 @@
 //! What can be typed: commands, options and their environment variables.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
+use refseg_data::dataset::{DataError, Source};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -57,6 +58,10 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Judge a model on a data set
     Eval(EvalArgs),
+    /// Judge anybody's masks on a data set, or compare two systems
+    Score(ScoreArgs),
+    /// Look after data sets
+    Data(DataCommandArgs),
     /// Draw scenes as a data set in RefCOCO's layout
     Scenes(ScenesArgs),
     /// Train a small model from scratch on drawn scenes
@@ -214,47 +219,174 @@ pub(crate) struct BenchArgs {
     pub(crate) json: bool,
 }
 
+/// Which pictures and phrases.
+#[derive(Debug, Args)]
+pub(crate) struct DataArgs {
+    /// Data set: scenes, refcoco, refcoco+, refcocog, refclef, grefcoco, reasonseg, coco, folder, jsonl
+    #[arg(long, env = "REFSEG_DATASET", default_value = "scenes")]
+    pub(crate) dataset: DatasetName,
+    /// Split of the data set [default: val; held-out for scenes; all where there are no splits]
+    #[arg(long, env = "REFSEG_SPLIT", value_name = "SPLIT")]
+    pub(crate) split: Option<String>,
+    /// Where the data set is: the folder that holds `refer_seg`, or its own folder or file
+    #[arg(long, env = "REFSEG_DATA", value_name = "ROOT")]
+    pub(crate) data: Option<PathBuf>,
+    /// Pass over entries that are at fault, and say which
+    #[arg(long, env = "REFSEG_KEEP_GOING", value_parser = FalseyValueParser::new())]
+    pub(crate) keep_going: bool,
+    /// Of scenes: how many
+    #[arg(long, env = "REFSEG_COUNT", value_name = "N", default_value = "2000")]
+    pub(crate) count: NonZeroUsize,
+    /// Of scenes: index of the first
+    #[arg(long, env = "REFSEG_FIRST", value_name = "N", default_value = "0")]
+    pub(crate) first: u64,
+    /// Of scenes: their side in pixels
+    #[arg(long, env = "REFSEG_SIZE", value_name = "PX", default_value = "224")]
+    pub(crate) size: u32,
+}
+
+/// What can be evaluated or scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DatasetName {
+    /// Scenes that refseg draws
+    Scenes,
+    /// Questions about pictures: answers are scored, not masks
+    Vqav2,
+    /// A data set in files
+    Source(Source),
+}
+
+impl FromStr for DatasetName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "scenes" => Ok(Self::Scenes),
+            "vqav2" => Ok(Self::Vqav2),
+            _ => name.parse().map(Self::Source).map_err(|error: DataError| error.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for DatasetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Scenes => f.write_str("scenes"),
+            Self::Vqav2 => f.write_str("vqav2"),
+            Self::Source(source) => source.fmt(f),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Data set
-    #[arg(long, env = "REFSEG_DATASET", default_value = "scenes")]
-    pub(crate) dataset: Dataset,
-    /// Which scenes
-    #[arg(long, env = "REFSEG_SPLIT", default_value = "held-out")]
-    pub(crate) split: SplitName,
-    /// How many scenes
-    #[arg(long, env = "REFSEG_COUNT", value_name = "N", default_value = "2000")]
-    pub(crate) count: NonZeroUsize,
-    /// Index of the first scene
-    #[arg(long, env = "REFSEG_FIRST", value_name = "N", default_value = "0")]
-    pub(crate) first: u64,
-    /// Side of the scenes in pixels
-    #[arg(long, env = "REFSEG_SIZE", value_name = "PX", default_value = "224")]
-    pub(crate) size: u32,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
     /// How phrases are asked
     #[arg(long, env = "REFSEG_PROTOCOL", default_value = "single")]
     pub(crate) protocol: Protocol,
+    /// Count what was answered "not found" with an empty mask; published rules do not
+    #[arg(long, env = "REFSEG_BLANK_REJECTED", value_parser = FalseyValueParser::new())]
+    pub(crate) blank_rejected: bool,
+    /// Folder for predictions.jsonl, metrics.json and report.html; called again, the run goes on
+    #[arg(long, env = "REFSEG_OUT", value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Only the first pictures
+    #[arg(long, env = "REFSEG_LIMIT", value_name = "N")]
+    pub(crate) limit: Option<NonZeroUsize>,
+    /// Only part I of N, to share the work; `refseg score --merge` joins the parts
+    #[arg(long, env = "REFSEG_SHARD", value_name = "I/N")]
+    pub(crate) shard: Option<Shard>,
+    /// Print metrics.json
+    #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
+}
+
+/// Every so many-th picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shard {
+    /// Counted from 1.
+    pub(crate) index: usize,
+    pub(crate) count: usize,
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/');
+        let numbers = parts.and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match numbers {
+            Some((index, count)) if (1..=count).contains(&index) => Ok(Self { index, count }),
+            _ => Err(format!("`{text}` is no part of a whole, such as 1/4 to 4/4")),
+        }
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index, self.count)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScoreArgs {
+    /// Answers: JSON lines with COCO run-length codes, or a folder of PNG masks; two to compare them
+    #[arg(required = true, value_name = "PREDICTIONS")]
+    pub(crate) predictions: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    /// Join the files, the parts of one run, into this one first
+    #[arg(long, env = "REFSEG_MERGE_INTO", value_name = "FILE")]
+    pub(crate) merge: Option<PathBuf>,
+    /// Count what was answered "not found" with an empty mask; published rules do not
+    #[arg(long, env = "REFSEG_BLANK_REJECTED", value_parser = FalseyValueParser::new())]
+    pub(crate) blank_rejected: bool,
+    /// Folder for metrics.json and report.html
+    #[arg(long, env = "REFSEG_OUT", value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Print metrics.json
+    #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataCommandArgs {
+    #[command(subcommand)]
+    pub(crate) command: DataCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Check data sets: counts, missing pictures, faulty masks, pictures shared between splits
+    Check(DataCheckArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataCheckArgs {
+    /// The folder that holds `refer_seg`
+    pub(crate) root: PathBuf,
+    /// Decode every picture, not only its header
+    #[arg(long, env = "REFSEG_DECODE", value_parser = FalseyValueParser::new())]
+    pub(crate) decode: bool,
     /// Print one JSON document
     #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Dataset {
-    /// Scenes that refseg draws
-    Scenes,
-}
-
+/// How the phrases of a picture are asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Protocol {
-    /// Each phrase on its own
-    Single,
+    /// As published: one prompt, in which the model reads part of the truth
+    Official,
     /// All phrases of a picture in one prompt
     Joint,
-    /// As published evaluations: one prompt, in which the model reads part of the truth
-    Published,
+    /// Each phrase on its own
+    Single,
+    /// One prompt, in which the model reads its own decisions
+    Sequential,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,10 +7,12 @@
 mod cli;
 mod commands;
 mod console;
+mod digest;
 mod failure;
 mod files;
 mod overlay;
 mod progress;
+mod report;
 mod table;
 
 use std::process::ExitCode;
@@ -49,6 +51,8 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Convert(args) => commands::convert::run(args, &console),
         Command::Bench(args) => commands::bench::run(args, &console),
         Command::Eval(args) => commands::eval::run(args, &console),
+        Command::Score(args) => commands::score::run(args, &console),
+        Command::Data(args) => commands::data::run(args, &console),
         Command::Scenes(args) => commands::scenes::run(args, &console),
         Command::Train(args) => commands::train::run(args, &console),
     }

@@ -1,5 +1,7 @@
 //! Data sets of referring segmentation, drawn scenes, and metrics.
 
+pub mod dataset;
+pub mod evaluate;
 pub mod metrics;
 pub mod predictions;
 pub mod runs;

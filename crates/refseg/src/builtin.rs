@@ -18,6 +18,13 @@ const CONFIG: &[u8] = include_bytes!("../builtin/config.json");
 const TOKENIZER: &[u8] = include_bytes!("../builtin/tokenizer.json");
 const WEIGHTS: &[u8] = include_bytes!("../builtin/model.safetensors");
 
+/// Its files, by name.
+pub const FILES: [(&str, &[u8]); 3] = [
+    ("config.json", CONFIG),
+    ("tokenizer.json", TOKENIZER),
+    ("model.safetensors", WEIGHTS),
+];
+
 /// Its `config.json`.
 ///
 /// # Errors

@@ -94,7 +94,7 @@ impl Mask {
     ) -> Result<Self, MaskError> {
         let (h, w) = coco_size(height, width)?;
         let rle = coco::fr_polys(polygons, h, w).map_err(|error| MaskError::rle(h, w, error))?;
-        Self::from_runs([height, width], &rle.counts)
+        Self::from_run_lengths(height, width, &rle.counts)
     }
 
     /// Decodes a compressed COCO run-length code.
@@ -103,10 +103,15 @@ impl Mask {
     /// [`MaskError::Size`]; [`MaskError::Rle`] if `counts` is malformed;
     /// [`MaskError::Length`] if the runs do not add up to the size.
     pub fn from_rle(rle: &Rle) -> Result<Self, MaskError> {
-        Self::from_runs(rle.size, &rle.runs()?)
+        Self::from_run_lengths(rle.size[0], rle.size[1], &rle.runs()?)
     }
 
-    fn from_runs([height, width]: [usize; 2], runs: &[u32]) -> Result<Self, MaskError> {
+    /// Decodes COCO's uncompressed run-length code: lengths of the runs, background
+    /// first, going down each column from the left.
+    ///
+    /// # Errors
+    /// [`MaskError::Size`]; [`MaskError::Length`] if the runs do not add up to the size.
+    pub fn from_run_lengths(height: usize, width: usize, runs: &[u32]) -> Result<Self, MaskError> {
         check_runs([height, width], runs)?;
         let mut mask = Self::empty(height, width)?;
         let mut at = 0;
@@ -423,7 +428,7 @@ fn coco_size(height: usize, width: usize) -> Result<(u32, u32), MaskError> {
 /// Checks that runs add up to the size, which must be that of a mask.
 fn check_runs([height, width]: [usize; 2], runs: &[u32]) -> Result<(), MaskError> {
     let covered: u64 = runs.iter().map(|&run| u64::from(run)).sum();
-    check_length((height, width), covered as usize, height * width)
+    check_length((height, width), covered as usize, pixel_count(height, width)?)
 }
 
 fn check_length(
@@ -556,6 +561,19 @@ mod tests {
         ));
         let size = Rle::from_runs([usize::MAX, 2], &[0]);
         assert!(matches!(size, Err(MaskError::Size { .. })));
+        Ok(())
+    }
+
+    #[test]
+    fn run_lengths_go_down_the_columns() -> Result<(), MaskError> {
+        let mask = Mask::from_run_lengths(3, 4, &[1, 2, 0, 3, 6])?;
+        assert_eq!(mask, drawn(3, 4, |x, y| x == 1 || (x == 0 && y > 0)));
+        for runs in [&[11][..], &[12, 1], &[], &[u32::MAX, u32::MAX]] {
+            let result = Mask::from_run_lengths(3, 4, runs);
+            assert!(matches!(result, Err(MaskError::Length { .. })), "{runs:?}");
+        }
+        let sizeless = Mask::from_run_lengths(0, 4, &[]);
+        assert!(matches!(sizeless, Err(MaskError::Size { .. })));
         Ok(())
     }
 

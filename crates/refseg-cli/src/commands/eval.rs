@@ -1,303 +1,253 @@
-//! `refseg eval`: judges a model on drawn scenes, at the size of the picture.
+//! `refseg eval`: asks a model about a data set and judges its answers.
+//!
+//! The answers are written down picture by picture, so that a run that was
+//! killed goes on where it was; then they are judged from the file, as
+//! `refseg score` judges anybody's.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
-    thread,
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
-use anyhow::{Context, Result};
-use refseg::{Image, Predictor, Segmentation, prompt::Marker};
+use anyhow::{Context, Result, bail};
+use refseg::Predictor;
 use refseg_data::{
-    metrics::{Metric, Outcome, Sums, Tally},
-    scenes::{PhraseKind, Scene, SceneOptions, Split},
+    evaluate::{self, Examples, Ids, Protocol},
+    metrics::Rules,
+    predictions::{Answers, Prediction, Reading, Resume, Writer},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{counted, load, with_commas};
-use crate::{
-    cli::{Dataset, EvalArgs, Protocol, SplitName},
-    console::Console,
-    table::{Align, Table},
+use super::{
+    counted, load, shell_word,
+    judgement::{About, Judgement, System},
+    opened::Opened,
 };
+use crate::{
+    cli::{EvalArgs, Shard},
+    console::Console,
+    digest,
+    files::write_whole,
+};
+
+/// The answers, one line for each expression.
+const PREDICTIONS: &str = "predictions.jsonl";
+/// What the answers were asked with.
+const SETTINGS: &str = "run.json";
 
 pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
-    let Dataset::Scenes = args.dataset;
-    let options = SceneOptions {
-        size: args.size,
-        split: Split::from(args.split),
-        ..SceneOptions::default()
-    };
-    options.validate()?;
+    let opened = Opened::open(&args.data, console)?;
     let (predictor, _) = load(&args.model.model, &args.model.compute, console)?;
-    let judge = Judge {
-        predictor: &predictor,
-        options,
-        protocol: args.protocol,
+    let protocol = Protocol::from(args.protocol);
+    let settings = Settings {
+        dataset: opened.name.clone(),
+        split: opened.split.clone(),
+        data_sha256: opened.digest.clone(),
+        model: predictor.name().to_owned(),
+        model_sha256: digest::of_model(&args.model.model)?,
+        protocol: protocol.name().to_owned(),
+        limit: args.limit,
+        shard: args.shard.map(|shard| shard.to_string()),
+        refseg: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let start = Instant::now();
-    let mut progress = console.progress(args.count.get() as u64, "scenes");
-    let tally = judge.all(args.first, args.count.get(), |done, tally| {
-        let scores = Tally::scores(&tally.all());
-        progress.message(format!("cIoU {}", shown(scores[Metric::Ciou])));
-        progress.set(done as u64);
-    })?;
-    drop(progress);
+    // Without a folder of their own, answers are kept only until they are judged.
+    let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let folder = args.out.as_deref().unwrap_or(temporary.path());
+    let run = Run::open(folder, &settings, &opened, chosen(args, &opened))?;
+    run.predict(&predictor, &*opened.examples, protocol, console)?;
 
-    let seconds = start.elapsed().as_secs_f64();
-    let scenes = counted(args.count.get(), "scene");
-    console.note(format_args!(
-        "{scenes} in {seconds:.0} s ({:.1} scenes/s)",
-        args.count.get() as f64 / seconds
-    ));
-    console.note(protocol_note(args.protocol));
-    if args.json {
-        return console.json(&Document {
-            model: predictor.name(),
-            dataset: "scenes",
-            split: split_name(args.split),
-            first: args.first,
-            count: args.count.get(),
-            size: args.size,
-            protocol: protocol_name(args.protocol),
-            leak_free: args.protocol != Protocol::Published,
-            all: Scores::of(&tally.all()),
-            kinds: tally
-                .kinds()
-                .map(|(kind, sums)| (kind.to_owned(), Scores::of(sums)))
-                .collect(),
-            seconds,
-        });
+    let reading = Reading::default();
+    let answers = Answers::read_lines(&folder.join(PREDICTIONS), reading)?;
+    let name = settings.model.clone();
+    let system = System::judge(name, &*opened.examples, &run.pictures, answers, false, console)?;
+    let rules = Rules {
+        family: opened.examples.family(),
+        blank_rejected: args.blank_rejected,
+    };
+    let about = About {
+        dataset: opened.name,
+        split: opened.split,
+        data_sha256: opened.digest,
+        protocol: Some(protocol),
+        model: Some((settings.model, settings.model_sha256)),
+        command: command(args, protocol),
+    };
+    let judgement = Judgement::new(about, rules, vec![system])?;
+    if let Some(folder) = &args.out {
+        judgement.write(folder, &*opened.examples)?;
+        console.note(format_args!("wrote {}", folder.join("report.html").display()));
     }
-    let all = Tally::scores(&tally.all());
-    console.result(table(&tally))?;
-    console.result(format_args!(
-        "\ncIoU {}  gIoU {}  Prec@0.5 {}  N-acc {}  T-acc {}",
-        shown(all[Metric::Ciou]),
-        shown(all[Metric::Giou]),
-        shown(all[Metric::PrecAt0_5]),
-        shown(all[Metric::NAcc]),
-        shown(all[Metric::TAcc]),
-    ))
+    judgement.show(args.json, console)
 }
 
-/// Asks a model about scenes and compares its answers with the truth.
-struct Judge<'a> {
-    predictor: &'a Predictor,
-    options: SceneOptions,
-    protocol: Protocol,
+/// What makes the metrics again, wherever they are written.
+fn command(args: &EvalArgs, protocol: Protocol) -> String {
+    let mut words = vec!["refseg eval".to_owned(), args.data.words()];
+    words.push(format!("--model {}", shell_word(&args.model.model)));
+    words.push(format!("--protocol {protocol}"));
+    words.extend(args.blank_rejected.then(|| "--blank-rejected".to_owned()));
+    words.extend(args.limit.map(|limit| format!("--limit {limit}")));
+    words.extend(args.shard.map(|shard| format!("--shard {shard}")));
+    words.join(" ")
 }
 
-/// The phrases of one scene, judged.
-type JudgedScene = Vec<(&'static str, Outcome)>;
+/// The pictures that this run is about.
+fn chosen(args: &EvalArgs, opened: &Opened) -> Vec<usize> {
+    let all = opened.examples.pictures();
+    let count = args.limit.map_or(all, |limit| limit.get().min(all));
+    let shard = args.shard.unwrap_or(Shard { index: 1, count: 1 });
+    (shard.index - 1..count).step_by(shard.count).collect()
+}
 
-impl Judge<'_> {
-    /// Judges `count` scenes on all cores; the sums do not depend on how many there are.
-    fn all(
-        &self,
-        first: u64,
-        count: usize,
-        mut report: impl FnMut(usize, &Tally),
-    ) -> Result<Tally> {
-        let next = AtomicUsize::new(0);
-        thread::scope(|scope| {
-            let (sender, receiver) = mpsc::channel();
-            for _ in 0..rayon::current_num_threads().min(count) {
-                // A worker computes on one thread: small products are faster
-                // whole on one thread than shared by several.
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(1)
-                    .build()
-                    .context("cannot start the threads to compute with")?;
-                let (sender, next) = (sender.clone(), &next);
-                scope.spawn(move || {
-                    loop {
-                        let position = next.fetch_add(1, Ordering::Relaxed);
-                        if position >= count {
-                            break;
-                        }
-                        let judged = pool.install(|| self.scene(first + position as u64));
-                        let failed = judged.is_err();
-                        // A closed channel means that another scene failed.
-                        if sender.send((position, judged)).is_err() || failed {
-                            break;
-                        }
-                    }
-                });
-            }
-            drop(sender);
-            let mut in_order = InOrder::default();
-            for (position, judged) in receiver {
-                in_order.add(position, judged?);
-                report(in_order.done, &in_order.tally);
-            }
-            Ok(in_order.tally)
+/// What makes the answers what they are. A folder of answers belongs to one of these.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Settings {
+    dataset: String,
+    split: String,
+    data_sha256: Option<String>,
+    model: String,
+    model_sha256: String,
+    protocol: String,
+    limit: Option<std::num::NonZeroUsize>,
+    shard: Option<String>,
+    refseg: String,
+}
+
+/// A folder of answers, begun or continued.
+struct Run {
+    predictions: PathBuf,
+    /// All pictures that it is about.
+    pictures: Vec<usize>,
+    /// Those without answers yet.
+    left: Vec<usize>,
+    resume: Resume,
+}
+
+impl Run {
+    fn open(
+        folder: &Path,
+        settings: &Settings,
+        opened: &Opened,
+        pictures: Vec<usize>,
+    ) -> Result<Self> {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("`{}`: cannot make the folder", folder.display()))?;
+        settings.claim(&folder.join(SETTINGS))?;
+        let predictions = folder.join(PREDICTIONS);
+        let ids = pictures
+            .iter()
+            .map(|&picture| opened.examples.ids(picture))
+            .collect::<Result<Vec<Ids>, _>>()?;
+        let expected: HashMap<&str, HashSet<&str>> = ids
+            .iter()
+            .map(|ids| {
+                let expressions = ids.expressions.iter().map(String::as_str);
+                (ids.picture.as_str(), expressions.collect())
+            })
+            .collect();
+        let resume = Resume::read(&predictions, &expected)?;
+        let done: HashSet<&str> = resume.done.iter().map(|line| line.picture.as_str()).collect();
+        let left = pictures
+            .iter()
+            .zip(&ids)
+            .filter(|(_, ids)| !done.contains(ids.picture.as_str()))
+            .map(|(&picture, _)| picture)
+            .collect();
+        Ok(Self {
+            predictions,
+            pictures,
+            left,
+            resume,
         })
     }
 
-    fn scene(&self, index: u64) -> Result<JudgedScene> {
-        let scene = Scene::draw(&self.options, index);
-        let image = Image::from_rgb(scene.size, scene.size, scene.pixels.clone())?;
-        let seen = self.predictor.encode(&image)?;
-        let phrases: Vec<&str> = scene
-            .phrases
-            .iter()
-            .map(|phrase| phrase.text.as_str())
-            .collect();
-        let answers = match self.protocol {
-            Protocol::Single => seen.segment_many(&phrases),
-            Protocol::Joint => seen.segment_joint(&phrases),
-            Protocol::Published => {
-                let truth = scene.phrases.iter().map(|phrase| match phrase.targets[..] {
-                    [] => Marker::Rej,
-                    _ => Marker::Seg,
-                });
-                seen.segment_teacher_forced(&phrases, &truth.collect::<Vec<_>>())
+    fn predict(
+        &self,
+        predictor: &Predictor,
+        examples: &dyn Examples,
+        protocol: Protocol,
+        console: &Console,
+    ) -> Result<()> {
+        let (all, before) = (self.pictures.len(), self.pictures.len() - self.left.len());
+        if before > 0 {
+            console.note(format_args!("going on after {before} of {}", counted(all, "picture")));
+        }
+        let mut writer = Writer::open(&self.predictions, &self.resume)?;
+        let mut running = Running::default();
+        self.resume.done.iter().for_each(|line| running.add(line));
+        let mut progress = console.progress(all as u64, "pictures");
+        progress.set(before as u64);
+        let (start, mut done) = (Instant::now(), before);
+        evaluate::predict(predictor, examples, &self.left, protocol, |lines| {
+            writer.append(&lines)?;
+            lines.iter().for_each(|line| running.add(line));
+            done += 1;
+            progress.message(running.to_string());
+            progress.set(done as u64);
+            Ok::<_, anyhow::Error>(())
+        })?;
+        drop(progress);
+        if done > before {
+            let seconds = start.elapsed().as_secs_f64();
+            console.note(format_args!(
+                "{} in {seconds:.0} s ({:.1} pictures/s)",
+                counted(done - before, "picture"),
+                (done - before) as f64 / seconds
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    /// Writes the settings down, or checks that they are those of the answers already there.
+    fn claim(&self, path: &Path) -> Result<()> {
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let text = serde_json::to_vec_pretty(self).context("cannot write the settings")?;
+                return write_whole(path, &text);
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("`{}`: cannot be read", path.display()));
             }
         };
-        let judged = scene.phrases.iter().zip(answers?).map(|(phrase, answer)| {
-            let truth = scene.target_mask(&phrase.targets);
-            (phrase.kind.name(), compare(&answer, &truth))
-        });
-        Ok(judged.collect())
+        let found: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("`{}`: is not the settings of an evaluation", path.display()))?;
+        if found != *self {
+            let show = |settings: &Self| serde_json::to_string(settings).unwrap_or_default();
+            bail!(
+                "`{}`: the answers there were asked with other settings: {}, and now {}; choose another --out, or the same settings",
+                path.display(),
+                show(&found),
+                show(self)
+            );
+        }
+        Ok(())
     }
 }
 
-fn compare(answer: &Segmentation, truth: &[u8]) -> Outcome {
-    let pixels = answer.mask.bits().iter().zip(truth);
-    let pixels = pixels.map(|(&predicted, &truth)| (predicted, truth == 1));
-    Outcome::of_pixels(pixels, answer.found)
-}
-
-/// Adds scenes up in their own order, whichever is done first, so that progress reads the same each time.
+/// What has come out so far, for the progress bar.
 #[derive(Default)]
-struct InOrder {
-    tally: Tally,
-    done: usize,
-    waiting: BTreeMap<usize, JudgedScene>,
+struct Running {
+    intersection: u64,
+    union: u64,
+    expressions: u64,
 }
 
-impl InOrder {
-    fn add(&mut self, position: usize, judged: JudgedScene) {
-        self.waiting.insert(position, judged);
-        while let Some(judged) = self.waiting.remove(&self.done) {
-            for (kind, outcome) in judged {
-                self.tally.add(kind, &outcome);
-            }
-            self.done += 1;
-        }
+impl Running {
+    fn add(&mut self, line: &Prediction) {
+        self.intersection += line.intersection;
+        self.union += line.union;
+        self.expressions += 1;
     }
 }
 
-fn table(tally: &Tally) -> Table {
-    use Align::{Left, Right};
-    let mut table = Table::markdown(&[
-        ("kind", Left),
-        ("phrases", Right),
-        ("cIoU", Right),
-        ("mIoU", Right),
-        ("Prec@0.5", Right),
-        ("found", Right),
-    ]);
-    let kinds: BTreeMap<&str, &Sums> = tally.kinds().collect();
-    let listed = PhraseKind::ALL
-        .iter()
-        .filter_map(|kind| kinds.get_key_value(kind.name()));
-    let all = tally.all();
-    for (kind, sums) in listed
-        .map(|(kind, sums)| (*kind, *sums))
-        .chain([("all", &all)])
-    {
-        let found = sums.accepted + sums.without_target - sums.rejected;
-        let scores = Tally::scores(sums);
-        table.row([
-            kind.into(),
-            with_commas(sums.expressions).into(),
-            // Without targets there is nothing that masks could share.
-            shown(scores[Metric::Ciou].filter(|_| sums.with_target > 0)).into(),
-            shown(scores[Metric::Miou]).into(),
-            shown(scores[Metric::PrecAt0_5]).into(),
-            shown(Some(100.0 * found as f64 / sums.expressions as f64)).into(),
-        ]);
-    }
-    table
-}
-
-fn shown(percent: Option<f64>) -> String {
-    percent.map_or_else(|| "–".to_owned(), |percent| format!("{percent:.2}"))
-}
-
-fn protocol_note(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Single => {
-            "protocol: each phrase on its own; nothing of the truth reaches the model"
-        }
-        Protocol::Joint => {
-            "protocol: all phrases of a picture in one prompt; nothing of the truth reaches the model"
-        }
-        Protocol::Published => {
-            "protocol: as published; the model reads the true markers of earlier phrases, so compare with published scores only"
-        }
-    }
-}
-
-fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Single => "single",
-        Protocol::Joint => "joint",
-        Protocol::Published => "published",
-    }
-}
-
-fn split_name(split: SplitName) -> &'static str {
-    match split {
-        SplitName::Train => "train",
-        SplitName::HeldOut => "held-out",
-        SplitName::Unseen => "unseen",
-    }
-}
-
-#[derive(Serialize)]
-struct Document<'a> {
-    model: &'a str,
-    dataset: &'static str,
-    split: &'static str,
-    first: u64,
-    count: usize,
-    size: u32,
-    protocol: &'static str,
-    /// Whether the model saw nothing of the truth.
-    leak_free: bool,
-    all: Scores,
-    kinds: BTreeMap<String, Scores>,
-    seconds: f64,
-}
-
-/// In per cent; null where there is nothing to count.
-#[derive(Serialize)]
-pub(super) struct Scores {
-    phrases: u64,
-    pub(super) ciou: Option<f64>,
-    giou: Option<f64>,
-    precision_at_half: Option<f64>,
-    n_acc: Option<f64>,
-    t_acc: Option<f64>,
-}
-
-impl Scores {
-    pub(super) fn of(sums: &Sums) -> Self {
-        let scores = Tally::scores(sums);
-        Self {
-            phrases: sums.expressions,
-            ciou: scores[Metric::Ciou],
-            giou: scores[Metric::Giou],
-            precision_at_half: scores[Metric::PrecAt0_5],
-            n_acc: scores[Metric::NAcc],
-            t_acc: scores[Metric::TAcc],
-        }
+impl std::fmt::Display for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ciou = 100.0 * self.intersection as f64 / self.union.max(1) as f64;
+        write!(f, "cIoU {ciou:.2} over {}", counted(self.expressions as usize, "expression"))
     }
 }

@@ -302,7 +302,7 @@ impl Stored {
                 .collect()
         };
         Self {
-            files: weights.files(),
+            files: weights.files().len(),
             bytes: weights.bytes(),
             dtypes,
             lora: weights.is_lora(),

@@ -2,10 +2,14 @@
 
 pub(crate) mod bench;
 pub(crate) mod convert;
+pub(crate) mod data;
 pub(crate) mod eval;
 pub(crate) mod info;
 pub(crate) mod init;
+mod judgement;
+mod opened;
 pub(crate) mod scenes;
+pub(crate) mod score;
 pub(crate) mod segment;
 pub(crate) mod train;
 
@@ -20,7 +24,7 @@ use refseg::{
     predictor::{Precision, Processor},
     weights::SaveDtype,
 };
-use refseg_data::scenes::Split;
+use refseg_data::{evaluate, scenes::Split};
 
 use crate::{
     cli::{self, ComputeArgs, Dtype, SplitName},
@@ -97,6 +101,17 @@ fn readable_bytes(bytes: u64) -> String {
     }
 }
 
+/// A path as one word of a command line.
+fn shell_word(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._+-".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.into_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// A number with a comma every three digits.
 fn with_commas(number: u64) -> String {
     let digits = number.to_string();
@@ -124,6 +139,17 @@ impl From<SplitName> for Split {
             SplitName::Train => Self::Train,
             SplitName::HeldOut => Self::HeldOut,
             SplitName::Unseen => Self::Unseen,
+        }
+    }
+}
+
+impl From<cli::Protocol> for evaluate::Protocol {
+    fn from(protocol: cli::Protocol) -> Self {
+        match protocol {
+            cli::Protocol::Official => Self::Official,
+            cli::Protocol::Joint => Self::Joint,
+            cli::Protocol::Single => Self::Single,
+            cli::Protocol::Sequential => Self::Sequential,
         }
     }
 }

@@ -7,10 +7,12 @@
 //!
 //! - `draw` places the objects and paints the pixels,
 //! - `phrases` says true, unambiguous things about them,
+//! - `examples` hands them to an evaluation,
 //! - `dataset` writes many scenes as a RefCOCO and gRefCOCO data set.
 
 mod dataset;
 mod draw;
+mod examples;
 mod phrases;
 
 pub use dataset::{DatasetError, DatasetOptions, DatasetSummary, Part, write_dataset};
@@ -18,6 +20,7 @@ pub use draw::{
     CellLabel, Colour, HELD_BACK, Object, Scale, Scene, SceneOptions, SceneOptionsError, Shape,
     Split, Texture, is_held_back,
 };
+pub use examples::DrawnScenes;
 pub use phrases::{
     Description, PhraseKind, Query, ScenePhrase, Side, Superlative, could_match, matches,
     vocabulary,

@@ -47,6 +47,28 @@ pub(super) fn decode(
     })
 }
 
+/// Height and width in the header of a PNG, JPEG or WebP file; `path` only names it in
+/// errors.
+pub(super) fn size(
+    bytes: &[u8],
+    path: &Path,
+    options: &DecodeOptions,
+) -> Result<(u32, u32), ImageError> {
+    let file = Source {
+        bytes,
+        path,
+        options,
+        format: check_format(bytes, path)?,
+    };
+    match file.format {
+        Format::Png => file.png_size(),
+        Format::Jpeg => file.jpeg_decoder().map(|(_, size)| size),
+        Format::WebP => file
+            .webp_header()
+            .map(|header| (header.height, header.width)),
+    }
+}
+
 /// Most bytes that decoding may take, and the longest file worth reading.
 pub(super) fn memory_limit(options: &DecodeOptions) -> u64 {
     (options.max_pixels)
@@ -151,12 +173,7 @@ struct Source<'a> {
 
 impl Source<'_> {
     fn decode_png(&self) -> Result<(Image, Option<Orientation>), ImageError> {
-        // Read here as well as by the decoder, which would fail on an impossible size
-        // with a message that does not tell it.
-        let header = self.field::<24>(0)?;
-        let (width, height) = (be32(&header[16..20]), be32(&header[20..24]));
-        self.check_size(width, height)?;
-
+        let (_, width) = self.png_size()?;
         let mut limits = Limits::no_limits();
         limits.max_alloc = Some(METADATA_BYTES + u64::from(width) * BYTES_PER_PIXEL);
         let mut decoder = PngDecoder::with_limits(Cursor::new(self.bytes), limits)
@@ -167,21 +184,30 @@ impl Source<'_> {
         Ok((self.read_rgb(decoder)?, Some(orientation)))
     }
 
+    /// Height and width. Read here as well as by the decoder, which would fail on an
+    /// impossible size with a message that does not tell it.
+    fn png_size(&self) -> Result<(u32, u32), ImageError> {
+        let header = self.field::<24>(0)?;
+        let (width, height) = (be32(&header[16..20]), be32(&header[20..24]));
+        self.check_size(width, height)?;
+        Ok((height, width))
+    }
+
     fn decode_webp(&self) -> Result<(Image, Option<Orientation>), ImageError> {
         // The decoder trusts sizes and lengths that appear twice in a file, and would
         // allocate for the larger one, so they are compared first.
         let webp = self.webp_header()?;
-        self.check_size(webp.width, webp.height)?;
         let decoder =
             WebPDecoder::new(Cursor::new(self.bytes)).map_err(|error| self.image_error(error))?;
         let orientation = webp.exif.and_then(Orientation::from_exif_chunk);
         Ok((self.read_rgb(decoder)?, orientation))
     }
 
-    /// The only place that knows which JPEG decoder is used. It must agree with
+    /// The only place that knows which JPEG decoder is used, and how. It must agree with
     /// libjpeg-turbo in every bit: accurate integer IDCT, smooth chroma upsampling.
-    fn decode_jpeg(&self) -> Result<(Image, Option<Orientation>), ImageError> {
-        let failed = |error| self.jpeg_error(error);
+    ///
+    /// With the height and width in its header.
+    fn jpeg_decoder(&self) -> Result<(JpegDecoder<'_>, (u32, u32)), ImageError> {
         let limits = DecodeLimits {
             max_width: usize::from(u16::MAX),
             max_height: usize::from(u16::MAX),
@@ -189,10 +215,17 @@ impl Source<'_> {
             max_scans: MAX_JPEG_SCANS,
             max_memory: Some(memory_limit(self.options)),
         };
-        let mut decoder = JpegDecoder::new_with_limits(self.bytes, limits).map_err(failed)?;
+        let decoder = JpegDecoder::new_with_limits(self.bytes, limits)
+            .map_err(|error| self.jpeg_error(error))?;
         let frame = decoder.header();
         let (width, height) = (u32::from(frame.width), u32::from(frame.height));
         self.check_size(width, height)?;
+        Ok((decoder, (height, width)))
+    }
+
+    fn decode_jpeg(&self) -> Result<(Image, Option<Orientation>), ImageError> {
+        let (mut decoder, (height, width)) = self.jpeg_decoder()?;
+        let frame = decoder.header();
         if frame.precision != 8 {
             return Err(self.unsupported(format!("{}-bit JPEG", frame.precision)));
         }
@@ -212,7 +245,9 @@ impl Source<'_> {
         }
         let orientation = decoder.exif_orientation().and_then(Orientation::from_exif);
         decoder.set_output_format(colour);
-        let decoded = decoder.decode_image().map_err(failed)?;
+        let decoded = decoder
+            .decode_image()
+            .map_err(|error| self.jpeg_error(error))?;
         let pixels = match colour {
             PixelFormat::Cmyk => rgb_from_inverted_cmyk(&decoded.data),
             _ => decoded.data,
@@ -386,11 +421,14 @@ impl<'a> Source<'a> {
                 "the canvas is {}x{}, but the picture in it is {width}x{height}",
                 canvas.0, canvas.1
             ))),
-            _ => Ok(WebPHeader {
-                width,
-                height,
-                exif,
-            }),
+            _ => {
+                self.check_size(width, height)?;
+                Ok(WebPHeader {
+                    width,
+                    height,
+                    exif,
+                })
+            }
         }
     }
 }

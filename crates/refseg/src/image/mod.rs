@@ -75,28 +75,21 @@ impl Image {
     /// As [`Image::open`].
     pub fn open_with(path: impl AsRef<Path>, options: &DecodeOptions) -> Result<Self, ImageError> {
         let path = path.as_ref();
-        let max_bytes = decode::memory_limit(options);
-        let read = |source| ImageError::Read {
-            path: path.to_path_buf(),
-            source,
-        };
-        let file = File::open(path).map_err(read)?;
-        let mut bytes = Vec::new();
-        // What is no picture is refused by its beginning, however long it is.
-        let beginning = (&file).take(64).read_to_end(&mut bytes);
-        beginning.map_err(read)?;
-        decode::check_format(&bytes, path)?;
-        // Reading stops one byte past the limit, so an endless file ends too.
-        let limit = (max_bytes + 1).saturating_sub(bytes.len() as u64);
-        let rest = file.take(limit).read_to_end(&mut bytes);
-        rest.map_err(read)?;
-        if bytes.len() as u64 > max_bytes {
-            return Err(ImageError::FileTooLarge {
-                path: path.to_path_buf(),
-                max_bytes,
-            });
-        }
-        Self::decode(&bytes, path, options)
+        Self::decode(&read(path, options)?, path, options)
+    }
+
+    /// Height and width as the header of a PNG, JPEG or WebP file states them, before
+    /// any EXIF orientation. The pixels are not decoded, so a file that is cut off or
+    /// damaged behind its header may pass.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn read_size(
+        path: impl AsRef<Path>,
+        options: &DecodeOptions,
+    ) -> Result<(u32, u32), ImageError> {
+        let path = path.as_ref();
+        decode::size(&read(path, options)?, path, options)
     }
 
     /// Decodes the bytes of a PNG, JPEG or WebP file, as [`Image::open`] describes.
@@ -346,6 +339,32 @@ pub enum ImageError {
         /// Bytes needed.
         expected: u64,
     },
+}
+
+/// Reads a file that begins as a picture does, and not more of it than decoding may take.
+fn read(path: &Path, options: &DecodeOptions) -> Result<Vec<u8>, ImageError> {
+    let max_bytes = decode::memory_limit(options);
+    let read = |source| ImageError::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let file = File::open(path).map_err(read)?;
+    let mut bytes = Vec::new();
+    // What is no picture is refused by its beginning, however long it is.
+    let beginning = (&file).take(64).read_to_end(&mut bytes);
+    beginning.map_err(read)?;
+    decode::check_format(&bytes, path)?;
+    // Reading stops one byte past the limit, so an endless file ends too.
+    let limit = (max_bytes + 1).saturating_sub(bytes.len() as u64);
+    let rest = file.take(limit).read_to_end(&mut bytes);
+    rest.map_err(read)?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(ImageError::FileTooLarge {
+            path: path.to_path_buf(),
+            max_bytes,
+        });
+    }
+    Ok(bytes)
 }
 
 /// Writes `pixels` as a PNG of `size` (width, height): encoded in memory, written to

@@ -154,9 +154,9 @@ impl Weights {
         &self.path
     }
 
-    /// Number of weight files.
-    pub fn files(&self) -> usize {
-        self.files.len()
+    /// The weight files.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.files.iter().map(WeightsFile::path)
     }
 
     /// Size of the weight files together, in bytes.

@@ -1,0 +1,619 @@
+//! Reads pickles of plain values: whole numbers, texts, lists and dictionaries.
+//!
+//! A pickle is a program for a small machine with a stack, and some of its instructions
+//! call Python functions. Those are refused by name; nothing is ever executed.
+//!
+//! Values lie in one flat list and point to each other by index. So a value that is
+//! named a million times is stored once, no nesting is too deep, a list may even hold
+//! itself, and memory grows with the file, never with what the file claims. (Readers
+//! that build trees copy a shared value wherever it is named: a kilobyte of pickle can
+//! ask for any amount of memory.)
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+/// Why a pickle could not be read. Positions are bytes from the beginning.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PickleError {
+    /// The file ends within an instruction, or before the one that ends a pickle.
+    #[error("byte {at}: the pickle ends early; {wanted}")]
+    Truncated {
+        /// Where the instruction begins that is not complete.
+        at: usize,
+        /// What is missing.
+        wanted: String,
+    },
+    /// The pickle would have Python import or call something.
+    #[error(
+        "byte {at}: instruction {instruction} makes Python run {name}; only plain values are \
+         read, and nothing is executed"
+    )]
+    Executes {
+        /// Where the instruction begins.
+        at: usize,
+        /// Its name in Python's `pickletools`.
+        instruction: &'static str,
+        /// What would be run.
+        name: String,
+    },
+    /// A byte that is no instruction, or one for a kind of value that is not read.
+    #[error("byte {at}: {found:#04x} is no instruction for numbers, texts, lists or dictionaries")]
+    Instruction {
+        /// Where it is.
+        at: usize,
+        /// The byte.
+        found: u8,
+    },
+    /// An instruction that cannot be followed.
+    #[error("byte {at}: {found}")]
+    Malformed {
+        /// Where the instruction begins.
+        at: usize,
+        /// What is wrong with it.
+        found: &'static str,
+    },
+    /// More bytes than any real file has.
+    #[error("{bytes} bytes, but at most {limit} are read as a pickle")]
+    TooLong {
+        /// Length of the pickle.
+        bytes: usize,
+        /// The greatest length read.
+        limit: usize,
+    },
+    /// Shared values that, written out, take far more memory than the file.
+    #[error("its references repeat shared values until they take more than {limit} bytes")]
+    Expands {
+        /// The most that references of a file of this length may take.
+        limit: usize,
+    },
+}
+
+/// Most bytes of a pickle. The references of RefCOCO take a tenth of it.
+const MAX_BYTES: usize = 512 << 20;
+
+/// The values of a pickle.
+#[derive(Debug)]
+pub(super) struct Pickle<'a> {
+    values: Vec<Value<'a>>,
+    root: Id,
+}
+
+/// Index of a value.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Id(u32);
+
+/// A plain value.
+#[derive(Debug)]
+pub(super) enum Value<'a> {
+    /// A whole number of at most 64 bits.
+    Integer(i64),
+    /// A text; byte strings count as UTF-8 if they are, and as Latin-1 if not.
+    Text(Cow<'a, str>),
+    /// A list or a tuple.
+    List(Vec<Id>),
+    /// A dictionary, in the order in which it was filled.
+    Dictionary(Vec<(Id, Id)>),
+    /// Any other value, as errors describe it.
+    Other(&'static str),
+}
+
+impl<'a> Pickle<'a> {
+    /// Reads a pickle of protocol 0 to 5. What stands behind its end is ignored.
+    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, PickleError> {
+        if bytes.len() > MAX_BYTES {
+            return Err(PickleError::TooLong {
+                bytes: bytes.len(),
+                limit: MAX_BYTES,
+            });
+        }
+        let mut machine = Machine {
+            bytes,
+            at: 0,
+            start: 0,
+            values: Vec::new(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+        };
+        let root = machine.run()?;
+        Ok(Self {
+            values: machine.values,
+            root,
+        })
+    }
+
+    /// The value that the pickle stands for.
+    pub(super) fn root(&self) -> &Value<'a> {
+        self.value(self.root)
+    }
+
+    pub(super) fn value(&self, id: Id) -> &Value<'a> {
+        &self.values[id.0 as usize]
+    }
+
+    /// What a dictionary holds under `key`; the last, if there are several.
+    pub(super) fn field(&self, dictionary: &[(Id, Id)], key: &str) -> Option<&Value<'a>> {
+        let named =
+            |(name, _): &&(Id, Id)| matches!(self.value(*name), Value::Text(text) if text == key);
+        let (_, value) = dictionary.iter().rfind(named)?;
+        Some(self.value(*value))
+    }
+}
+
+impl Value<'_> {
+    /// The value in words, cut off where it gets long.
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::Integer(number) => format!("the number {number}"),
+            Self::Text(text) => {
+                let start: String = text.chars().take(40).collect();
+                format!("the text {start:?}")
+            }
+            Self::List(items) => format!("a list of {}", items.len()),
+            Self::Dictionary(entries) => format!("a dictionary of {}", entries.len()),
+            Self::Other(what) => (*what).to_owned(),
+        }
+    }
+}
+
+/// The stack machine that a pickle is a program for.
+struct Machine<'a> {
+    bytes: &'a [u8],
+    /// The next byte.
+    at: usize,
+    /// The instruction being followed.
+    start: usize,
+    values: Vec<Value<'a>>,
+    stack: Vec<Id>,
+    /// Heights of the stack at its marks; what lies below the last is out of reach.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+}
+
+impl<'a> Machine<'a> {
+    fn run(&mut self) -> Result<Id, PickleError> {
+        loop {
+            self.start = self.at;
+            let [instruction] = self.array()?;
+            match instruction {
+                b'.' => return self.pop(),
+                // The protocol's number, and the length of a frame: neither is needed.
+                0x80 => self.array::<1>().map(drop)?,
+                0x95 => self.array::<8>().map(drop)?,
+
+                b'N' => self.push(Value::Other("None")),
+                0x88 | 0x89 => self.push(Value::Other("a truth value")),
+                b'I' => {
+                    let value = match self.line()? {
+                        b"00" | b"01" => Value::Other("a truth value"),
+                        digits => self.integer(digits)?,
+                    };
+                    self.push(value);
+                }
+                b'L' => {
+                    let line = self.line()?;
+                    let value = self.integer(line.strip_suffix(b"L").unwrap_or(line))?;
+                    self.push(value);
+                }
+                b'J' => {
+                    let number = i32::from_le_bytes(self.array()?);
+                    self.push(Value::Integer(number.into()));
+                }
+                b'K' => {
+                    let [number] = self.array()?;
+                    self.push(Value::Integer(number.into()));
+                }
+                b'M' => {
+                    let number = u16::from_le_bytes(self.array()?);
+                    self.push(Value::Integer(number.into()));
+                }
+                0x8a => {
+                    let [length] = self.array()?;
+                    self.long(length.into())?;
+                }
+                0x8b => {
+                    let length = self.length32()?;
+                    self.long(length)?;
+                }
+                b'F' => {
+                    self.line()?;
+                    self.push(Value::Other("a fraction"));
+                }
+                b'G' => {
+                    self.array::<8>()?;
+                    self.push(Value::Other("a fraction"));
+                }
+
+                b'S' => {
+                    let line = self.line()?;
+                    let bytes = self.quoted(line)?;
+                    self.push(Value::Text(Cow::Owned(text(&bytes).into_owned())));
+                }
+                b'U' | b'C' => {
+                    let [length] = self.array()?;
+                    self.byte_string(length.into())?;
+                }
+                b'T' | b'B' => {
+                    let length = self.length32()?;
+                    self.byte_string(length)?;
+                }
+                0x8e => {
+                    let length = self.length64()?;
+                    self.byte_string(length)?;
+                }
+                b'V' => {
+                    let line = self.line()?;
+                    let text = self.escaped(line)?;
+                    self.push(Value::Text(Cow::Owned(text)));
+                }
+                0x8c => {
+                    let [length] = self.array()?;
+                    self.unicode(length.into())?;
+                }
+                b'X' => {
+                    let length = self.length32()?;
+                    self.unicode(length)?;
+                }
+                0x8d => {
+                    let length = self.length64()?;
+                    self.unicode(length)?;
+                }
+
+                b'(' => self.marks.push(self.stack.len()),
+                b'0' => {
+                    if self.stack.len() == self.floor() && self.marks.pop().is_some() {
+                        continue;
+                    }
+                    self.pop()?;
+                }
+                b'1' => self.above_mark().map(drop)?,
+                b'2' => {
+                    let top = self.top()?;
+                    self.stack.push(top);
+                }
+
+                b']' | b')' => self.push(Value::List(Vec::new())),
+                b'l' | b't' => {
+                    let items = self.above_mark()?;
+                    self.push(Value::List(items));
+                }
+                0x85..=0x87 => {
+                    let length = usize::from(instruction - 0x84);
+                    let mut items = Vec::with_capacity(length);
+                    for _ in 0..length {
+                        items.push(self.pop()?);
+                    }
+                    items.reverse();
+                    self.push(Value::List(items));
+                }
+                b'a' => {
+                    let item = self.pop()?;
+                    self.extend_list(&[item])?;
+                }
+                b'e' => {
+                    let items = self.above_mark()?;
+                    self.extend_list(&items)?;
+                }
+
+                b'}' => self.push(Value::Dictionary(Vec::new())),
+                b'd' => {
+                    let items = self.above_mark()?;
+                    self.push(Value::Dictionary(Vec::new()));
+                    self.extend_dictionary(&items)?;
+                }
+                b's' => {
+                    let value = self.pop()?;
+                    let key = self.pop()?;
+                    self.extend_dictionary(&[key, value])?;
+                }
+                b'u' => {
+                    let items = self.above_mark()?;
+                    self.extend_dictionary(&items)?;
+                }
+
+                b'p' => {
+                    let key = self.memo_line()?;
+                    self.remember(key)?;
+                }
+                b'q' => {
+                    let [key] = self.array()?;
+                    self.remember(key.into())?;
+                }
+                b'r' => {
+                    let key = u32::from_le_bytes(self.array()?);
+                    self.remember(key)?;
+                }
+                0x94 => self.remember(self.memo.len() as u32)?,
+                b'g' => {
+                    let key = self.memo_line()?;
+                    self.recall(key)?;
+                }
+                b'h' => {
+                    let [key] = self.array()?;
+                    self.recall(key.into())?;
+                }
+                b'j' => {
+                    let key = u32::from_le_bytes(self.array()?);
+                    self.recall(key)?;
+                }
+
+                _ => return Err(self.refusal(instruction)),
+            }
+        }
+    }
+
+    /// Why an instruction is not followed.
+    fn refusal(&mut self, instruction: u8) -> PickleError {
+        let at = self.start;
+        let (name, named_in_lines) = match instruction {
+            b'c' => ("GLOBAL", true),
+            b'i' => ("INST", true),
+            0x93 => ("STACK_GLOBAL", false),
+            b'R' => ("REDUCE", false),
+            b'b' => ("BUILD", false),
+            b'o' => ("OBJ", false),
+            0x81 => ("NEWOBJ", false),
+            0x92 => ("NEWOBJ_EX", false),
+            b'P' => ("PERSID", false),
+            b'Q' => ("BINPERSID", false),
+            0x82..=0x84 => ("EXT", false),
+            found => return PickleError::Instruction { at, found },
+        };
+        let mut named = Vec::new();
+        if named_in_lines {
+            named.extend(self.line().map(text));
+            named.extend(self.line().map(text));
+        } else if instruction == 0x93 {
+            let last = self.stack.iter().rev().take(2).rev();
+            named.extend(last.filter_map(|id| match &self.values[id.0 as usize] {
+                Value::Text(text) => Some(Cow::Borrowed(&**text)),
+                _ => None,
+            }));
+        }
+        PickleError::Executes {
+            at,
+            instruction: name,
+            name: match named.is_empty() {
+                true => "code".to_owned(),
+                false => format!("`{}`", named.join(".")),
+            },
+        }
+    }
+
+    fn push(&mut self, value: Value<'a>) {
+        // One value an instruction: there are fewer than MAX_BYTES.
+        self.stack.push(Id(self.values.len() as u32));
+        self.values.push(value);
+    }
+
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn top(&self) -> Result<Id, PickleError> {
+        match self.stack.last() {
+            Some(&top) if self.stack.len() > self.floor() => Ok(top),
+            _ => Err(self.malformed("the stack is empty")),
+        }
+    }
+
+    fn pop(&mut self) -> Result<Id, PickleError> {
+        let top = self.top()?;
+        self.stack.pop();
+        Ok(top)
+    }
+
+    fn above_mark(&mut self) -> Result<Vec<Id>, PickleError> {
+        let Some(mark) = self.marks.pop() else {
+            return Err(self.malformed("there is no mark on the stack"));
+        };
+        // Nothing below a mark is ever taken, so the stack is at least as high.
+        Ok(self.stack.drain(mark..).collect())
+    }
+
+    fn extend_list(&mut self, items: &[Id]) -> Result<(), PickleError> {
+        let top = self.top()?;
+        match &mut self.values[top.0 as usize] {
+            Value::List(list) => list.extend_from_slice(items),
+            _ => return Err(self.malformed("items are put into something that is no list")),
+        }
+        Ok(())
+    }
+
+    fn extend_dictionary(&mut self, items: &[Id]) -> Result<(), PickleError> {
+        let top = self.top()?;
+        let (pairs, rest) = items.as_chunks::<2>();
+        match &mut self.values[top.0 as usize] {
+            Value::Dictionary(entries) if rest.is_empty() => {
+                entries.extend(pairs.iter().map(|&[key, value]| (key, value)));
+            }
+            Value::Dictionary(_) => return Err(self.malformed("a key has no value")),
+            _ => return Err(self.malformed("a key is put into something that is no dictionary")),
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, key: u32) -> Result<(), PickleError> {
+        let top = self.top()?;
+        self.memo.insert(key, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, key: u32) -> Result<(), PickleError> {
+        let Some(&id) = self.memo.get(&key) else {
+            return Err(self.malformed("a value is recalled that was not memorised"));
+        };
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn long(&mut self, length: usize) -> Result<(), PickleError> {
+        let bytes = self.take(length)?;
+        let value = if bytes.len() <= 8 {
+            let negative = bytes.last().is_some_and(|&high| high >= 0x80);
+            let mut number = [if negative { 0xff } else { 0 }; 8];
+            number[..bytes.len()].copy_from_slice(bytes);
+            Value::Integer(i64::from_le_bytes(number))
+        } else {
+            Value::Other("a number of more than 64 bits")
+        };
+        self.push(value);
+        Ok(())
+    }
+
+    fn byte_string(&mut self, length: usize) -> Result<(), PickleError> {
+        let bytes = self.take(length)?;
+        self.push(Value::Text(text(bytes)));
+        Ok(())
+    }
+
+    fn unicode(&mut self, length: usize) -> Result<(), PickleError> {
+        let bytes = self.take(length)?;
+        let text = std::str::from_utf8(bytes).map_err(|_| self.malformed("a text is not UTF-8"))?;
+        self.push(Value::Text(Cow::Borrowed(text)));
+        Ok(())
+    }
+
+    fn integer(&self, digits: &[u8]) -> Result<Value<'a>, PickleError> {
+        let text = std::str::from_utf8(digits).ok();
+        let number = text.and_then(|text| text.parse().ok());
+        match number {
+            Some(number) => Ok(Value::Integer(number)),
+            None => Err(self.malformed("a number is not written in decimal digits")),
+        }
+    }
+
+    fn memo_line(&mut self) -> Result<u32, PickleError> {
+        let line = self.line()?;
+        let number = std::str::from_utf8(line).ok().and_then(|s| s.parse().ok());
+        number.ok_or_else(|| self.malformed("a memo's number is not written in decimal digits"))
+    }
+
+    /// The bytes of a Python 2 string literal.
+    fn quoted(&self, literal: &[u8]) -> Result<Vec<u8>, PickleError> {
+        let malformed = || self.malformed("a text is not a Python string literal");
+        let mut bytes = match literal {
+            [b'\'', inner @ .., b'\''] | [b'"', inner @ .., b'"'] => inner.iter(),
+            _ => return Err(malformed()),
+        };
+        let mut plain = Vec::with_capacity(bytes.len());
+        while let Some(&byte) = bytes.next() {
+            if byte != b'\\' {
+                plain.push(byte);
+                continue;
+            }
+            plain.push(match bytes.next() {
+                Some(b'n') => b'\n',
+                Some(b'r') => b'\r',
+                Some(b't') => b'\t',
+                Some(&same @ (b'\\' | b'\'' | b'"')) => same,
+                Some(b'x') => {
+                    let digits = hexadecimal(&mut bytes, 2).ok_or_else(malformed)?;
+                    digits as u8
+                }
+                _ => return Err(malformed()),
+            });
+        }
+        Ok(plain)
+    }
+
+    /// Python's `raw-unicode-escape`: Latin-1, and `\u` and `\U` with hexadecimal digits.
+    fn escaped(&self, line: &[u8]) -> Result<String, PickleError> {
+        // Python 2 may have written one character as two surrogates.
+        let mut units = Vec::with_capacity(line.len());
+        let mut bytes = line.iter();
+        while let Some(&byte) = bytes.next() {
+            let length = match (byte, bytes.as_slice().first()) {
+                (b'\\', Some(b'u')) => 4,
+                (b'\\', Some(b'U')) => 8,
+                _ => {
+                    units.push(byte.into());
+                    continue;
+                }
+            };
+            bytes.next();
+            let code = hexadecimal(&mut bytes, length);
+            match (code.and_then(char::from_u32), code) {
+                (Some(character), _) => {
+                    units.extend_from_slice(character.encode_utf16(&mut [0; 2]));
+                }
+                (None, Some(surrogate @ 0xd800..=0xdfff)) => units.push(surrogate as u16),
+                _ => return Err(self.malformed("a text has a broken \\u escape")),
+            }
+        }
+        String::from_utf16(&units)
+            .map_err(|_| self.malformed("a text has half of a surrogate pair"))
+    }
+
+    fn line(&mut self) -> Result<&'a [u8], PickleError> {
+        let rest = &self.bytes[self.at..];
+        let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
+            return Err(self.truncated("a line does not end"));
+        };
+        self.at += end + 1;
+        Ok(&rest[..end])
+    }
+
+    fn length32(&mut self) -> Result<usize, PickleError> {
+        Ok(u32::from_le_bytes(self.array()?) as usize)
+    }
+
+    fn length64(&mut self) -> Result<usize, PickleError> {
+        let length = u64::from_le_bytes(self.array()?);
+        // What does not fit is longer than the file in any case.
+        Ok(usize::try_from(length).unwrap_or(usize::MAX))
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], PickleError> {
+        let Some(&bytes) = self.bytes[self.at..].first_chunk() else {
+            return Err(self.truncated("an instruction is missing or incomplete"));
+        };
+        self.at += N;
+        Ok(bytes)
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], PickleError> {
+        let rest = &self.bytes[self.at..];
+        let Some(bytes) = rest.get(..length) else {
+            return Err(self.truncated(format!(
+                "{length} bytes are announced, and {} are left",
+                rest.len()
+            )));
+        };
+        self.at += length;
+        Ok(bytes)
+    }
+
+    fn truncated(&self, wanted: impl Into<String>) -> PickleError {
+        PickleError::Truncated {
+            at: self.start,
+            wanted: wanted.into(),
+        }
+    }
+
+    fn malformed(&self, found: &'static str) -> PickleError {
+        PickleError::Malformed {
+            at: self.start,
+            found,
+        }
+    }
+}
+
+/// A byte string of Python 2 as text.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => Cow::Owned(bytes.iter().copied().map(char::from).collect()),
+    }
+}
+
+/// The value of the next `length` hexadecimal digits.
+fn hexadecimal(bytes: &mut std::slice::Iter<'_, u8>, length: usize) -> Option<u32> {
+    let mut value = 0;
+    for _ in 0..length {
+        let digit = char::from(*bytes.next()?).to_digit(16)?;
+        value = value << 4 | digit;
+    }
+    Some(value)
+}
