@@ -3,6 +3,8 @@
 
 #![no_main]
 
+use std::path::Path;
+
 use libfuzzer_sys::fuzz_target;
 use refseg_data::{
     predictions::{Answers, Place, Prediction},
@@ -11,8 +13,8 @@ use refseg_data::{
 
 fuzz_target!(|line: &[u8]| {
     let place = Place {
-        path: "fuzz.jsonl".into(),
-        line: Some(1),
+        path: Path::new("fuzz.jsonl").into(),
+        line: None,
     };
     let answer = Answers::read_line(line, &place);
     if let Ok((_, answer)) = &answer

@@ -1,4 +1,4 @@
-//! Data sets of referring segmentation, drawn scenes, and metrics.
+//! Data sets of referring segmentation, drawn scenes, predictions, and metrics.
 
 pub mod dataset;
 pub mod evaluate;

@@ -324,7 +324,7 @@ fn grouped<const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error;
+    use std::{error::Error, num::NonZeroU64, path::Path};
 
     use refseg::mask::Rle;
 
@@ -357,10 +357,10 @@ mod tests {
     }
 
     fn answers(list: Vec<(AnswerKey, Answer)>) -> Answers {
-        let placed = list.into_iter().zip(1..).map(|((key, answer), line)| {
+        let placed = list.into_iter().zip(1_u64..).map(|((key, answer), line)| {
             let place = Place {
-                path: "answers.jsonl".into(),
-                line: Some(line),
+                path: Path::new("answers.jsonl").into(),
+                line: NonZeroU64::new(line),
             };
             (key, (place, answer))
         });

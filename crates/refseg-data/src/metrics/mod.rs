@@ -102,7 +102,7 @@ impl Rules {
     fn decided(&self, counted: &Outcome) -> Option<f64> {
         let by_decision =
             self.family == Family::Gres && !self.blank_rejected && !counted.has_target();
-        by_decision.then(|| if counted.found { 0.0 } else { 1.0 })
+        by_decision.then_some(if counted.found { 0.0 } else { 1.0 })
     }
 
     /// Intersection and union as cIoU sums them.

@@ -126,7 +126,7 @@ impl Answers {
         let mut answers = Self::default();
         for name in png_names(folder)? {
             let place = Place {
-                path: folder.join(&name),
+                path: folder.join(&name).into(),
                 line: None,
             };
             let added = match names.get(&name) {

@@ -4,7 +4,9 @@ use std::{
     fs::File,
     io::{BufRead, BufReader},
     marker::PhantomData,
-    path::{Path, PathBuf},
+    num::NonZeroU64,
+    path::Path,
+    sync::Arc,
 };
 
 use serde::de::DeserializeOwned;
@@ -14,7 +16,7 @@ use super::{Place, PredictionsError};
 /// Reads values one by one, with their places. Blank lines are passed over.
 #[derive(Debug)]
 pub struct JsonLines<T> {
-    path: PathBuf,
+    path: Arc<Path>,
     reader: BufReader<File>,
     torn_last_line: bool,
     text: Vec<u8>,
@@ -37,7 +39,7 @@ impl<T: DeserializeOwned> JsonLines<T> {
             source,
         })?;
         Ok(Self {
-            path: path.to_owned(),
+            path: path.into(),
             reader: BufReader::with_capacity(1 << 16, file),
             torn_last_line,
             text: Vec::new(),
@@ -59,7 +61,7 @@ impl<T: DeserializeOwned> JsonLines<T> {
             self.text.clear();
             let read = self.reader.read_until(b'\n', &mut self.text);
             let bytes = read.map_err(|source| PredictionsError::Read {
-                path: self.path.clone(),
+                path: self.path.to_path_buf(),
                 source,
             })?;
             self.line += 1;
@@ -85,7 +87,7 @@ impl<T: DeserializeOwned> Iterator for JsonLines<T> {
         }
         let place = Place {
             path: self.path.clone(),
-            line: Some(self.line),
+            line: NonZeroU64::new(self.line),
         };
         match serde_json::from_slice(self.text.trim_ascii_end()) {
             Ok(value) => Some(Ok((place, value))),

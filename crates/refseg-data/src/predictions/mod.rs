@@ -9,7 +9,12 @@ mod answers;
 mod lines;
 mod writer;
 
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt, io,
+    num::NonZeroU64,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use refseg::mask::{Mask, MaskError, Rle};
 use serde::{Deserialize, Serialize};
@@ -123,9 +128,9 @@ impl CocoRle {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The file.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
     /// Its line, counted from 1; `None` where a file holds one prediction.
-    pub line: Option<u64>,
+    pub line: Option<NonZeroU64>,
 }
 
 impl fmt::Display for Place {

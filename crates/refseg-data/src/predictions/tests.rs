@@ -120,7 +120,11 @@ fn answers_name_their_expression_in_several_ways() -> TestResult {
     assert_eq!(answers.by_key.len(), expected.len());
     for (key, answer, line) in expected {
         let (place, found) = &answers.by_key[&key];
-        assert_eq!((found, place.line), (&answer, Some(line)), "{key}");
+        assert_eq!(
+            (found, place.line),
+            (&answer, NonZeroU64::new(line)),
+            "{key}"
+        );
     }
     Ok(())
 }
