@@ -263,7 +263,10 @@ impl FromStr for DatasetName {
         match name {
             "scenes" => Ok(Self::Scenes),
             "vqav2" => Ok(Self::Vqav2),
-            _ => name.parse().map(Self::Source).map_err(|error: DataError| error.to_string()),
+            _ => name
+                .parse()
+                .map(Self::Source)
+                .map_err(|error: DataError| error.to_string()),
         }
     }
 }
@@ -320,7 +323,9 @@ impl FromStr for Shard {
         let numbers = parts.and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match numbers {
             Some((index, count)) if (1..=count).contains(&index) => Ok(Self { index, count }),
-            _ => Err(format!("`{text}` is no part of a whole, such as 1/4 to 4/4")),
+            _ => Err(format!(
+                "`{text}` is no part of a whole, such as 1/4 to 4/4"
+            )),
         }
     }
 }

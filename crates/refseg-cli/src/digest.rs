@@ -1,6 +1,10 @@
 //! What files are told apart by: SHA-256, in hexadecimal.
 
-use std::{fs::File, io, path::{Path, PathBuf}};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use refseg::{builtin, weights::Weights};
@@ -30,7 +34,11 @@ pub(crate) fn of_model(model: &Path) -> Result<String> {
             add(&mut hash, name, &mut &bytes[..])?;
         }
     } else {
-        let mut files: Vec<PathBuf> = BESIDE.iter().map(|name| model.join(name)).filter(|path| path.is_file()).collect();
+        let mut files: Vec<PathBuf> = BESIDE
+            .iter()
+            .map(|name| model.join(name))
+            .filter(|path| path.is_file())
+            .collect();
         files.extend(Weights::open(model)?.files().map(Path::to_owned));
         for path in files {
             let unreadable = || format!("`{}`: cannot be read", path.display());
@@ -39,7 +47,11 @@ pub(crate) fn of_model(model: &Path) -> Result<String> {
             add(&mut hash, &name, &mut file).with_context(unreadable)?;
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 /// Adds a file with its name and length, so that no two sets of files look alike.

@@ -144,7 +144,10 @@ impl Protocol {
         expressions: &[Asked],
         family: Family,
     ) -> Result<Vec<Segmentation>, PredictorError> {
-        let phrases: Vec<&str> = expressions.iter().map(|asked| asked.phrase.as_str()).collect();
+        let phrases: Vec<&str> = expressions
+            .iter()
+            .map(|asked| asked.phrase.as_str())
+            .collect();
         match self {
             Self::Joint => scene.segment_joint(&phrases),
             Self::Single => scene.segment_many(&phrases),

@@ -4,7 +4,10 @@
 //! with its truth; or makes a [`CaseRecord`] itself, from a model's fresh answer.
 //! All functions after that are pure.
 
-use std::{cmp::Reverse, collections::HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+};
 
 use refseg::{
     mask::{Mask, MaskError},
@@ -67,11 +70,12 @@ impl CaseRecord {
     }
 }
 
-/// Judges the answers of a file, one expression at a time.
+/// Judges answers, one expression at a time.
 #[derive(Debug)]
-pub struct Scorer {
-    answers: HashMap<AnswerKey, Given>,
+pub struct Scorer<'a> {
+    answers: &'a Answers,
     keep_going: bool,
+    used: HashSet<&'a AnswerKey>,
     scored: Scored,
 }
 
@@ -85,31 +89,14 @@ pub struct Scored {
     pub skipped: Vec<PredictionsError>,
 }
 
-#[derive(Debug)]
-struct Given {
-    place: Place,
-    answer: Answer,
-    used: bool,
-}
-
-impl Scorer {
+impl<'a> Scorer<'a> {
     /// Judges these answers. With `keep_going`, faults are listed instead of ending it.
-    pub fn new(answers: Answers, keep_going: bool) -> Self {
-        let given = |(key, (place, answer))| {
-            let given = Given {
-                place,
-                answer,
-                used: false,
-            };
-            (key, given)
-        };
+    pub fn new(answers: &'a Answers, keep_going: bool) -> Self {
         Self {
-            answers: answers.by_key.into_iter().map(given).collect(),
+            answers,
             keep_going,
-            scored: Scored {
-                cases: Vec::new(),
-                skipped: answers.skipped,
-            },
+            used: HashSet::new(),
+            scored: Scored::default(),
         }
     }
 
@@ -136,35 +123,25 @@ impl Scorer {
     /// [`PredictionsError::Unknown`] if an answer was for none of them; not if the
     /// scorer keeps going.
     pub fn finish(mut self) -> Result<Scored, PredictionsError> {
-        let answers = std::mem::take(&mut self.answers);
-        let mut unused: Vec<_> = answers
-            .into_iter()
-            .filter(|(_, given)| !given.used)
+        let mut unused: Vec<_> = (self.answers.by_key.iter())
+            .filter(|(key, _)| !self.used.contains(key))
+            .map(|(key, (place, _))| (place, key))
             .collect();
-        unused
-            .sort_by(|(a, first), (b, second)| (first.place.line, a).cmp(&(second.place.line, b)));
-        for (key, given) in unused {
+        unused.sort_by_key(|(place, key)| (place.line, *key));
+        for (place, key) in unused {
             self.allow(PredictionsError::Unknown {
-                place: given.place,
-                key,
+                place: place.clone(),
+                key: key.clone(),
             })?;
         }
         Ok(self.scored)
     }
 
     fn judge(&mut self, case: &Case, truth: &TrueMask) -> Result<Outcome, PredictionsError> {
-        let keys = [
-            AnswerKey::Expression(case.expression.to_owned()),
-            AnswerKey::Phrase {
-                picture: case.picture.to_owned(),
-                phrase: case.phrase.to_owned(),
-            },
-        ];
-        for key in keys {
-            if let Some(given) = self.answers.get_mut(&key) {
-                given.used = true;
-                return judge(&given.answer, &given.place, &key, truth);
-            }
+        let found = (self.answers).find(case.picture, case.expression, case.phrase);
+        if let Some((key, place, answer)) = found {
+            self.used.insert(key);
+            return judge(answer, place, key, truth);
         }
         Err(PredictionsError::Missing {
             picture: case.picture.to_owned(),
@@ -379,6 +356,7 @@ mod tests {
             found: None,
             rle: Some(Rle::from_runs(size, lengths)?),
             rec_box: None,
+            presence: None,
         })
     }
 
@@ -386,6 +364,7 @@ mod tests {
         found: None,
         rle: None,
         rec_box: None,
+        presence: None,
     };
 
     const CASES: [Case<'static>; 3] = [
@@ -424,7 +403,8 @@ mod tests {
             ..runs([2, 3], &[0, 3, 3])?
         };
         let given = vec![(id("1"), first), (by_phrase, runs([2, 3], &[6])?)];
-        let mut scorer = Scorer::new(answers(given), false);
+        let given = answers(given);
+        let mut scorer = Scorer::new(&given, false);
         for case in &CASES {
             scorer.score(case, &truth)?;
         }
@@ -458,7 +438,8 @@ mod tests {
             ignore: Some(&ignore),
             official_box: None,
         };
-        let mut scorer = Scorer::new(answers(vec![(id("1"), runs([1, 2], &[0, 1, 1])?)]), false);
+        let given = answers(vec![(id("1"), runs([1, 2], &[0, 1, 1])?)]);
+        let mut scorer = Scorer::new(&given, false);
         scorer.score(&CASES[0], &truth)?;
         assert_eq!(scorer.finish()?.cases[0].outcome, outcome(0, 0, 0));
         Ok(())
@@ -484,7 +465,8 @@ mod tests {
             (said(&NOTHING, Some(true)), true),
         ];
         for (answer, found) in cases {
-            let mut scorer = Scorer::new(answers(vec![(id("1"), answer)]), false);
+            let given = answers(vec![(id("1"), answer)]);
+            let mut scorer = Scorer::new(&given, false);
             scorer.score(&CASES[0], &truth)?;
             assert_eq!(scorer.finish()?.cases[0].outcome.found, found);
         }
@@ -506,13 +488,11 @@ mod tests {
             }),
             ..NOTHING
         };
-        let given = || -> Result<Answers, MaskError> {
-            Ok(answers(vec![
-                (id("1"), runs([3, 2], &[6])?),
-                (id("2"), damaged.clone()),
-                (id("8"), NOTHING),
-            ]))
-        };
+        let given = answers(vec![
+            (id("1"), runs([3, 2], &[6])?),
+            (id("2"), damaged),
+            (id("8"), NOTHING),
+        ]);
         let expected = [
             "`answers.jsonl`, line 1: the mask of expression `1` is 3x2 (height x width), \
              but its picture is 2x3",
@@ -520,7 +500,7 @@ mod tests {
             "there is no prediction for expression `3`, \"the cup\", of picture `7`",
             "`answers.jsonl`, line 3: expression `8` is not in the data set",
         ];
-        let mut strict = Scorer::new(given()?, false);
+        let mut strict = Scorer::new(&given, false);
         for (case, expected) in CASES.iter().zip(expected) {
             let error = strict.score(case, &truth).expect_err(expected);
             assert_eq!(error.to_string(), expected);
@@ -528,7 +508,7 @@ mod tests {
         let error = strict.finish().expect_err("one was for nothing");
         assert_eq!(error.to_string(), expected[3]);
 
-        let mut patient = Scorer::new(given()?, true);
+        let mut patient = Scorer::new(&given, true);
         for case in &CASES {
             patient.score(case, &truth)?;
         }

@@ -428,7 +428,11 @@ fn coco_size(height: usize, width: usize) -> Result<(u32, u32), MaskError> {
 /// Checks that runs add up to the size, which must be that of a mask.
 fn check_runs([height, width]: [usize; 2], runs: &[u32]) -> Result<(), MaskError> {
     let covered: u64 = runs.iter().map(|&run| u64::from(run)).sum();
-    check_length((height, width), covered as usize, pixel_count(height, width)?)
+    check_length(
+        (height, width),
+        covered as usize,
+        pixel_count(height, width)?,
+    )
 }
 
 fn check_length(

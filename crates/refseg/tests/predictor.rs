@@ -180,7 +180,10 @@ fn a_sequential_prompt_is_a_joint_one_with_the_models_own_markers() -> Outcome {
         assert!((answer.presence - given.presence).abs() < 1e-4);
     }
     let differs = (answers[1].presence - other[1].presence).abs();
-    assert!(differs > 1e-4, "the second phrase reads the first one's marker");
+    assert!(
+        differs > 1e-4,
+        "the second phrase reads the first one's marker"
+    );
     assert!(scene.segment_sequential(&[])?.is_empty());
     Ok(())
 }

@@ -106,19 +106,36 @@ fn findings(split: &SplitReport) -> Vec<String> {
         let sentence = |it: &refseg_data::dataset::Finding| format!("{}: {}", it.entry, it.problem);
         list.iter().map(sentence).collect()
     };
-    let missing = split.missing_pictures.iter().map(|path| path.display().to_string());
+    let missing = split
+        .missing_pictures
+        .iter()
+        .map(|path| path.display().to_string());
     let duplicates = split.duplicate_phrases.iter().map(|it| {
-        format!("\"{}\" in picture {}: {}", it.phrase, it.picture, it.expressions.join(", "))
+        format!(
+            "\"{}\" in picture {}: {}",
+            it.phrase,
+            it.picture,
+            it.expressions.join(", ")
+        )
     });
     let sorts = [
         ("cannot be read", split.error.iter().cloned().collect()),
         ("entries that cannot be used", split.skipped.clone()),
         ("pictures are missing", missing.collect()),
-        ("pictures cannot be decoded", found(&split.unreadable_pictures)),
-        ("pictures have another size than stated", found(&split.wrong_sizes)),
+        (
+            "pictures cannot be decoded",
+            found(&split.unreadable_pictures),
+        ),
+        (
+            "pictures have another size than stated",
+            found(&split.wrong_sizes),
+        ),
         ("expressions mark nothing", found(&split.empty_masks)),
         ("polygons are none", found(&split.invalid_polygons)),
-        ("phrases mean different things in one picture", duplicates.collect::<Vec<_>>()),
+        (
+            "phrases mean different things in one picture",
+            duplicates.collect::<Vec<_>>(),
+        ),
     ];
     let sentence = |(what, list): (&str, Vec<String>)| {
         let first = list.iter().take(LISTED).map(|it| format!("\n    {it}"));
@@ -128,7 +145,15 @@ fn findings(split: &SplitReport) -> Vec<String> {
         } else {
             String::new()
         };
-        format!("{} {what}{}{more}", with_commas(list.len() as u64), first.collect::<String>())
+        format!(
+            "{} {what}{}{more}",
+            with_commas(list.len() as u64),
+            first.collect::<String>()
+        )
     };
-    sorts.into_iter().filter(|(_, list)| !list.is_empty()).map(sentence).collect()
+    sorts
+        .into_iter()
+        .filter(|(_, list)| !list.is_empty())
+        .map(sentence)
+        .collect()
 }

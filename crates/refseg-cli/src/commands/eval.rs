@@ -21,9 +21,11 @@ use refseg_data::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    counted, load, shell_word,
+    counted,
     judgement::{About, Judgement, System},
+    load,
     opened::Opened,
+    shell_word,
 };
 use crate::{
     cli::{EvalArgs, Shard},
@@ -61,7 +63,14 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
     let reading = Reading::default();
     let answers = Answers::read_lines(&folder.join(PREDICTIONS), reading)?;
     let name = settings.model.clone();
-    let system = System::judge(name, &*opened.examples, &run.pictures, answers, false, console)?;
+    let system = System::judge(
+        name,
+        &*opened.examples,
+        &run.pictures,
+        answers,
+        false,
+        console,
+    )?;
     let rules = Rules {
         family: opened.examples.family(),
         blank_rejected: args.blank_rejected,
@@ -77,7 +86,10 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
     let judgement = Judgement::new(about, rules, vec![system])?;
     if let Some(folder) = &args.out {
         judgement.write(folder, &*opened.examples)?;
-        console.note(format_args!("wrote {}", folder.join("report.html").display()));
+        console.note(format_args!(
+            "wrote {}",
+            folder.join("report.html").display()
+        ));
     }
     judgement.show(args.json, console)
 }
@@ -148,7 +160,11 @@ impl Run {
             })
             .collect();
         let resume = Resume::read(&predictions, &expected)?;
-        let done: HashSet<&str> = resume.done.iter().map(|line| line.picture.as_str()).collect();
+        let done: HashSet<&str> = resume
+            .done
+            .iter()
+            .map(|line| line.picture.as_str())
+            .collect();
         let left = pictures
             .iter()
             .zip(&ids)
@@ -172,7 +188,10 @@ impl Run {
     ) -> Result<()> {
         let (all, before) = (self.pictures.len(), self.pictures.len() - self.left.len());
         if before > 0 {
-            console.note(format_args!("going on after {before} of {}", counted(all, "picture")));
+            console.note(format_args!(
+                "going on after {before} of {}",
+                counted(all, "picture")
+            ));
         }
         let mut writer = Writer::open(&self.predictions, &self.resume)?;
         let mut running = Running::default();
@@ -214,8 +233,9 @@ impl Settings {
                 return Err(error).with_context(|| format!("`{}`: cannot be read", path.display()));
             }
         };
-        let found: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("`{}`: is not the settings of an evaluation", path.display()))?;
+        let found: Self = serde_json::from_slice(&text).with_context(|| {
+            format!("`{}`: is not the settings of an evaluation", path.display())
+        })?;
         if found != *self {
             let show = |settings: &Self| serde_json::to_string(settings).unwrap_or_default();
             bail!(
@@ -248,6 +268,10 @@ impl Running {
 impl std::fmt::Display for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ciou = 100.0 * self.intersection as f64 / self.union.max(1) as f64;
-        write!(f, "cIoU {ciou:.2} over {}", counted(self.expressions as usize, "expression"))
+        write!(
+            f,
+            "cIoU {ciou:.2} over {}",
+            counted(self.expressions as usize, "expression")
+        )
     }
 }

@@ -12,10 +12,7 @@ use refseg_data::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{
-    opened::{Opened, warn_of_skipped},
-    with_commas,
-};
+use super::{opened::warn_of_skipped, with_commas};
 use crate::{
     console::Console,
     files::write_whole,
@@ -252,9 +249,7 @@ impl Judgement {
                 }
             }
             systems => {
-                let of = |(system, scored): &(System, Scored)| {
-                    json!({"name": system.name, "metrics": metrics(scored), "counts": scored.counts()})
-                };
+                let of = |(system, scored): &(System, Scored)| json!({"name": system.name, "metrics": metrics(scored), "counts": scored.counts()});
                 document["systems"] = systems.iter().map(of).collect();
             }
         }
@@ -325,7 +320,11 @@ impl Judgement {
         if let Some(protocol) = about.protocol {
             fact("protocol", protocol.name());
         }
-        let blanked = if self.rules.blank_rejected { "yes" } else { "no" };
+        let blanked = if self.rules.blank_rejected {
+            "yes"
+        } else {
+            "no"
+        };
         fact("rejected masks counted as empty", blanked);
         fact("refseg", env!("CARGO_PKG_VERSION"));
         fact("command", &about.command);
@@ -333,18 +332,19 @@ impl Judgement {
             Some(protocol) => format!("{} · {} · {protocol}", about.dataset, about.split),
             None => format!("{} · {}", about.dataset, about.split),
         };
-        let of_system = |(system, scored)| self.system(system, scored, examples);
+        let of_system = |(system, scored): &(System, Scored)| self.system(system, scored, examples);
         Ok(Report {
             title: "Evaluation".to_owned(),
             subtitle,
             facts,
             systems: self.systems.iter().map(of_system).collect::<Result<_>>()?,
             difference: self.difference.as_ref().map(|difference| {
-                let row = |(metric, difference): (Metric, &Option<Difference>)| report::DifferenceRow {
-                    name: label(metric).to_owned(),
-                    value: difference.map(|it| it.difference),
-                    interval: difference.map(|it| (it.interval.low, it.interval.high)),
-                };
+                let row =
+                    |(metric, difference): (Metric, &Option<Difference>)| report::DifferenceRow {
+                        name: label(metric).to_owned(),
+                        value: difference.map(|it| it.difference),
+                        interval: difference.map(|it| (it.interval.low, it.interval.high)),
+                    };
                 difference.iter().map(row).collect()
             }),
             notes: self.notes(),
@@ -368,8 +368,14 @@ impl Judgement {
             }
         };
         let chosen = [
-            (report::CaseKind::Worst, score::worst(cases, &self.rules, SHOWN)),
-            (report::CaseKind::Random, score::at_random(cases, SHOWN, SHOWN_SEED)),
+            (
+                report::CaseKind::Worst,
+                score::worst(cases, &self.rules, SHOWN),
+            ),
+            (
+                report::CaseKind::Random,
+                score::at_random(cases, SHOWN, SHOWN_SEED),
+            ),
         ];
         let mut shown = Vec::new();
         let pictures = Pictures::of(examples)?;
@@ -397,7 +403,9 @@ impl Judgement {
                 .collect(),
             histogram: score::iou_histogram(cases, &self.rules),
             by_length: score::by_length(cases, &self.rules).map(group).to_vec(),
-            by_size: score::by_target_size(cases, &self.rules).map(group).to_vec(),
+            by_size: score::by_target_size(cases, &self.rules)
+                .map(group)
+                .to_vec(),
             cases: shown,
         })
     }
@@ -411,7 +419,7 @@ impl Judgement {
     ) -> Result<report::Case> {
         let (image, asked) = pictures.find(&record.picture, &record.expression)?;
         let truth = &asked.truth.mask;
-        let answer = answers.of(&case(&record.picture, &asked));
+        let answer = answers.of(&record.picture, &asked.id, &asked.phrase);
         let predicted = match answer.and_then(|answer| answer.rle.as_ref()) {
             Some(rle) => refseg::mask::Mask::from_rle(rle)?,
             None => refseg::mask::Mask::empty(truth.height(), truth.width())?,
@@ -425,7 +433,7 @@ impl Judgement {
             found: record.outcome.found,
             has_target: record.outcome.has_target(),
             presence: answer.and_then(|answer| answer.presence),
-            picture: report::case_picture(&image, truth, &predicted),
+            picture: Some(report::case_picture(&image, truth, &predicted)?),
         })
     }
 }
@@ -451,7 +459,9 @@ impl<'a> Pictures<'a> {
         let &index = self.by_id.get(picture).with_context(gone)?;
         let example = self.examples.example(index)?;
         let mut expressions = example.expressions.into_iter();
-        let asked = expressions.find(|asked| asked.id == expression).with_context(gone)?;
+        let asked = expressions
+            .find(|asked| asked.id == expression)
+            .with_context(gone)?;
         Ok((example.image, asked))
     }
 }

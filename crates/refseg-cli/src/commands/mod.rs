@@ -113,7 +113,7 @@ fn shell_word(path: &Path) -> String {
 }
 
 /// A number with a comma every three digits.
-fn with_commas(number: u64) -> String {
+pub(crate) fn with_commas(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -126,7 +126,7 @@ fn with_commas(number: u64) -> String {
 }
 
 /// `one phrase`, `2 phrases`.
-fn counted(count: usize, noun: &str) -> String {
+pub(crate) fn counted(count: usize, noun: &str) -> String {
     match count {
         1 => format!("1 {noun}"),
         _ => format!("{} {noun}s", with_commas(count as u64)),

@@ -36,9 +36,14 @@ impl Opened {
             )),
             DatasetName::Source(source) => {
                 let Some(root) = &args.data else {
-                    bail!(WrongUsage("--data is missing: the folder that holds the data set"));
+                    bail!(WrongUsage(
+                        "--data is missing: the folder that holds the data set"
+                    ));
                 };
-                let split = args.split.as_deref().unwrap_or_else(|| source.default_split());
+                let split = args
+                    .split
+                    .as_deref()
+                    .unwrap_or_else(|| source.default_split());
                 let options = Options {
                     keep_going: args.keep_going,
                 };
@@ -84,9 +89,16 @@ impl DataArgs {
     pub(crate) fn words(&self) -> String {
         let mut words = vec![format!("--dataset {}", self.dataset)];
         words.extend(self.split.iter().map(|split| format!("--split {split}")));
-        words.extend(self.data.iter().map(|root| format!("--data {}", shell_word(root))));
+        words.extend(
+            self.data
+                .iter()
+                .map(|root| format!("--data {}", shell_word(root))),
+        );
         if self.dataset == DatasetName::Scenes {
-            words.push(format!("--count {} --first {} --size {}", self.count, self.first, self.size));
+            words.push(format!(
+                "--count {} --first {} --size {}",
+                self.count, self.first, self.size
+            ));
         }
         words.extend(self.keep_going.then(|| "--keep-going".to_owned()));
         words.join(" ")
@@ -96,7 +108,15 @@ impl DataArgs {
 /// Says how many entries were at fault, and what the first of them are.
 pub(crate) fn warn_of_skipped<T: std::fmt::Display>(skipped: &[T], console: &Console) {
     if !skipped.is_empty() {
-        let first: Vec<String> = skipped.iter().take(LISTED).map(|fault| format!("\n  {fault}")).collect();
-        console.warn(format_args!("{} passed over:{}", counted(skipped.len(), "entry"), first.concat()));
+        let first: Vec<String> = skipped
+            .iter()
+            .take(LISTED)
+            .map(|fault| format!("\n  {fault}"))
+            .collect();
+        console.warn(format_args!(
+            "{} passed over:{}",
+            counted(skipped.len(), "entry"),
+            first.concat()
+        ));
     }
 }

@@ -36,7 +36,10 @@ pub(crate) fn run(args: &ScoreArgs, console: &Console) -> Result<()> {
     let systems = match &args.merge {
         Some(merged) => {
             let count = predictions::merge(&args.predictions, merged)?;
-            console.note(format_args!("wrote {} with {count} predictions", merged.display()));
+            console.note(format_args!(
+                "wrote {} with {count} predictions",
+                merged.display()
+            ));
             vec![merged.clone()]
         }
         None if args.predictions.len() <= SYSTEMS => args.predictions.clone(),
@@ -47,7 +50,14 @@ pub(crate) fn run(args: &ScoreArgs, console: &Console) -> Result<()> {
     let judge = |path: &PathBuf| {
         let answers = read(path, examples, args.data.keep_going)?;
         let name = path.display().to_string();
-        System::judge(name, examples, &pictures, answers, args.data.keep_going, console)
+        System::judge(
+            name,
+            examples,
+            &pictures,
+            answers,
+            args.data.keep_going,
+            console,
+        )
     };
     let systems = systems.iter().map(judge).collect::<Result<Vec<_>>>()?;
     let rules = Rules {
@@ -65,7 +75,10 @@ pub(crate) fn run(args: &ScoreArgs, console: &Console) -> Result<()> {
     let judgement = Judgement::new(about, rules, systems)?;
     if let Some(folder) = &args.out {
         judgement.write(folder, examples)?;
-        console.note(format_args!("wrote {}", folder.join("report.html").display()));
+        console.note(format_args!(
+            "wrote {}",
+            folder.join("report.html").display()
+        ));
     }
     judgement.show(args.json, console)
 }
@@ -75,7 +88,11 @@ fn command(args: &ScoreArgs) -> String {
     let mut words = vec!["refseg score".to_owned()];
     words.extend(args.predictions.iter().map(|path| shell_word(path)));
     words.push(args.data.words());
-    words.extend(args.merge.iter().map(|path| format!("--merge {}", shell_word(path))));
+    words.extend(
+        args.merge
+            .iter()
+            .map(|path| format!("--merge {}", shell_word(path))),
+    );
     words.extend(args.blank_rejected.then(|| "--blank-rejected".to_owned()));
     words.join(" ")
 }
@@ -93,7 +110,11 @@ fn read(path: &Path, examples: &dyn Examples, keep_going: bool) -> Result<Answer
         .map(|picture| examples.ids(picture))
         .collect::<Result<Vec<Ids>, _>>()?;
     let expressions = ids.iter().flat_map(|ids| &ids.expressions);
-    Ok(Answers::read_folder(path, expressions.map(String::as_str), reading)?)
+    Ok(Answers::read_folder(
+        path,
+        expressions.map(String::as_str),
+        reading,
+    )?)
 }
 
 /// VQAv2: short answers to questions, not masks.

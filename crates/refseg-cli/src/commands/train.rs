@@ -12,11 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use refseg_data::metrics::{Metric, Tally};
+use refseg_data::metrics::{Metric, Scores, Tally};
 use refseg_train::run::{Event, Recipe, Run};
 use serde::Serialize;
 
-use super::eval::Scores;
 use crate::{cli::TrainArgs, console::Console, files::write_whole, progress::Progress};
 use log::Log;
 
@@ -155,7 +154,7 @@ impl Monitor<'_> {
                     losses.place,
                 );
                 if let Some(scores) = &self.held_out {
-                    message += &format!("  held-out cIoU {} %", shown(scores.ciou));
+                    message += &format!("  held-out cIoU {} %", shown(scores[Metric::Ciou]));
                 }
                 if step.is_multiple_of(STEPS_A_LINE) {
                     let (start, first) = self.since;
@@ -170,7 +169,7 @@ impl Monitor<'_> {
             }
             Event::HeldOut { step, tally } => {
                 self.log.held_out(step, &tally)?;
-                self.held_out = Some(Scores::of(&tally.all()));
+                self.held_out = Some(Tally::scores(&tally.all()));
                 self.progress.print(&summary(step, &tally));
                 self.draw_curve()?;
             }

@@ -5,6 +5,7 @@
 
 mod desk;
 
+mod evaluation;
 mod failures;
 mod help;
 mod models;

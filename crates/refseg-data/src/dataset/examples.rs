@@ -28,7 +28,9 @@ impl Examples for Dataset {
         let expressions = picture.expressions.iter();
         Ok(Ids {
             picture: picture.id.clone(),
-            expressions: expressions.map(|expression| expression.id.clone()).collect(),
+            expressions: expressions
+                .map(|expression| expression.id.clone())
+                .collect(),
         })
     }
 
@@ -57,6 +59,10 @@ impl Examples for Dataset {
 }
 
 impl Dataset {
+    fn image(&self, picture: &Picture) -> Result<Image, DataError> {
+        Ok(Image::open_with(&picture.path, &AS_STORED)?)
+    }
+
     fn asked_at(&self, picture: &Picture, size: (usize, usize)) -> Result<Vec<Asked>, DataError> {
         let asked = |expression: &Expression| {
             Ok(Asked {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 use super::{CocoRle, JsonLines, Place, PredictionsError};
 
 /// What a file says of one expression.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// Whether the answer was "found"; `None` if the file leaves it to the mask.
     pub found: Option<bool>,
@@ -21,6 +21,8 @@ pub struct Answer {
     pub rle: Option<Rle>,
     /// The box for REC, as [`Mask::official_box`] gives it; `None` if it is that of the mask.
     pub rec_box: Option<[u32; 4]>,
+    /// Probability that there is a target, 0 to 1, if the file gives one.
+    pub presence: Option<f32>,
 }
 
 /// How a file says which expression it means.
@@ -87,6 +89,30 @@ impl Answers {
             answers.allow(reading, added)?;
         }
         Ok(answers)
+    }
+
+    /// The answer to an expression: by its id, or else by picture and phrase.
+    pub fn of(&self, picture: &str, expression: &str, phrase: &str) -> Option<&Answer> {
+        self.find(picture, expression, phrase)
+            .map(|(_, _, answer)| answer)
+    }
+
+    /// [`Answers::of`], and where it comes from.
+    pub(crate) fn find(
+        &self,
+        picture: &str,
+        expression: &str,
+        phrase: &str,
+    ) -> Option<(&AnswerKey, &Place, &Answer)> {
+        let keys = [
+            AnswerKey::Expression(expression.to_owned()),
+            AnswerKey::Phrase {
+                picture: picture.to_owned(),
+                phrase: phrase.to_owned(),
+            },
+        ];
+        let found = keys.iter().find_map(|key| self.by_key.get_key_value(key));
+        found.map(|(key, (place, answer))| (key, place, answer))
     }
 
     /// Reads one line, as [`Answers::read_lines`] does.
@@ -201,6 +227,7 @@ struct Line {
     #[serde(deserialize_with = "Option::deserialize")]
     rle: Option<CocoRle>,
     rec_box: Option<[u32; 4]>,
+    presence: Option<f32>,
 }
 
 impl Line {
@@ -231,6 +258,7 @@ impl Line {
             found: self.found,
             rle,
             rec_box: self.rec_box,
+            presence: self.presence,
         };
         Ok((key, answer))
     }
@@ -303,5 +331,6 @@ fn read_png(place: &Place, key: &AnswerKey) -> Result<Answer, PredictionsError> 
         found: None,
         rle: Some(mask.to_rle()),
         rec_box: None,
+        presence: None,
     })
 }
