@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 fixtures=../crates/refseg/tests/fixtures
-mkdir -p corpus/{image_decode,weights_header,tokenizer,rle}
+data=../crates/refseg-data/tests/fixtures
+mkdir -p corpus/{image_decode,weights_header,tokenizer,rle,refs_pickle}
 
 # Copies files under a name that says which folder they come from.
 seed() {
@@ -46,6 +47,11 @@ rle foreground '\x03\0\x04\0' '0<'
 rle few '\x03\0\x04\0' '5230'
 rle stripes '\x3c\0\x50\0' 'Rc0d0X1000Zm3'
 rle large-background '\x3c\0\x50\0' 'Pf4'
+
+seed refs_pickle "$data"/pickles/*.p "$data"/mini-refcoco/refer_seg/*/*refs*
+printf '%b' 'cos\nsystem\n(S'"'true'"'\ntR.' >corpus/refs_pickle/code.p
+printf '%b' ']q\0]q\01h\0ah\0a]q\02h\01ah\01a.' >corpus/refs_pickle/shared.p
+printf '%b' 'X\xff\xff\xff\xffab' >corpus/refs_pickle/long.p
 
 for target in corpus/*; do
     echo "$(find "$target" -type f | wc -l) inputs in fuzz/$target"
