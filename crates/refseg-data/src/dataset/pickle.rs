@@ -814,7 +814,8 @@ mod tests {
             }
             let mut bytes = whole.to_vec();
             for at in 0..whole.len() {
-                for value in 0..=255 {
+                // A fifth of all values at each place, and all of them at places like it.
+                for value in (at as u8 % 5..=255).step_by(5) {
                     bytes[at] = value;
                     let _ = crate::dataset::parse_refs(&bytes, "refs.p".as_ref());
                 }

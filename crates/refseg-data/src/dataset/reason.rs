@@ -235,7 +235,7 @@ fn fill(points: &[(i64, i64)], (height, width): (usize, usize)) -> Result<Mask, 
         crossings.sort_unstable();
         let (spans, _) = crossings.as_chunks::<2>();
         for &[left, right] in spans {
-            let first = (left + (1 << FRACTION) - 1 >> FRACTION).max(0);
+            let first = ((left + (1 << FRACTION) - 1) >> FRACTION).max(0);
             let end = ((right >> FRACTION) + 1).min(width as i64);
             if first < end {
                 row[first as usize..end as usize].fill(true);
