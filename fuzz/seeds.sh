@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 fixtures=../crates/refseg/tests/fixtures
-mkdir -p corpus/{image_decode,weights_header,tokenizer,rle,predictions}
+data=../crates/refseg-data/tests/fixtures
+mkdir -p corpus/{image_decode,weights_header,tokenizer,rle,predictions,refs_pickle}
 
 # Copies files under a name that says which folder they come from.
 seed() {
@@ -51,6 +52,11 @@ rle large-background '\x3c\0\x50\0' 'Pf4'
 printf '%s' '{"picture":"7","expression":"12","phrase":"the mug","found":true,"presence":0.98,"score":0.91,"rle":{"size":[3,4],"counts":"5230"},"rec_box":[1,0,3,2],"I":3,"U":6,"predicted":3,"truth":6,"ms":12.3}' >corpus/predictions/own.json
 printf '%s' '{"id":13,"found":false,"rle":{"size":[2,3],"counts":[2,2,2]}}' >corpus/predictions/lengths.json
 printf '%s' '{"image":"7","phrase":"a cup","rle":null}' >corpus/predictions/nothing.json
+
+seed refs_pickle "$data"/pickles/*.p "$data"/mini-refcoco/refer_seg/*/*refs*
+printf '%b' 'cos\nsystem\n(S'"'true'"'\ntR.' >corpus/refs_pickle/code.p
+printf '%b' ']q\0]q\01h\0ah\0a]q\02h\01ah\01a.' >corpus/refs_pickle/shared.p
+printf '%b' 'X\xff\xff\xff\xffab' >corpus/refs_pickle/long.p
 
 for target in corpus/*; do
     echo "$(find "$target" -type f | wc -l) inputs in fuzz/$target"

@@ -134,6 +134,13 @@ fn pictures_decode_as_pillow_does() -> Result {
             return Err(format!("empty line in the table: {line:?}").into());
         };
         let (plain, turned) = plain.split_at(3);
+        let size = match Image::read_size(fixture(name), &as_stored) {
+            Ok((height, width)) => format!("{width} {height}"),
+            Err(error) => error.to_string(),
+        };
+        if size != plain[..2].join(" ") {
+            wrong.push(format!("{name}: the header says {size}"));
+        }
         let images = [
             (Image::open_with(fixture(name), &as_stored), plain),
             (Image::open(fixture(name)), turned),
@@ -319,6 +326,8 @@ fn crc32(bytes: &[u8]) -> u32 {
 
 #[test]
 fn a_huge_header_is_refused_before_decoding() -> Result {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("huge");
     for (name, bytes) in formats()? {
         // WebP has 14 bits for a side.
         let side = if name.ends_with("webp") {
@@ -326,23 +335,26 @@ fn a_huge_header_is_refused_before_decoding() -> Result {
         } else {
             60_000
         };
-        let error = decode(&with_size(name, &bytes, side, side)?)
-            .err()
-            .ok_or(name)?;
-        match error {
-            ImageError::TooManyPixels {
-                width,
-                height,
-                max_pixels,
-                ..
-            } => {
-                assert_eq!(
-                    (width, height, max_pixels),
-                    (side, side, 100_000_000),
-                    "{name}"
-                );
+        let huge = with_size(name, &bytes, side, side)?;
+        fs::write(&path, &huge)?;
+        let decoded = decode(&huge).err().ok_or(name)?;
+        let measured = Image::read_size(&path, &DecodeOptions::default());
+        for error in [decoded, measured.err().ok_or(name)?] {
+            match error {
+                ImageError::TooManyPixels {
+                    width,
+                    height,
+                    max_pixels,
+                    ..
+                } => {
+                    assert_eq!(
+                        (width, height, max_pixels),
+                        (side, side, 100_000_000),
+                        "{name}"
+                    );
+                }
+                error => return Err(format!("{name}: {error}").into()),
             }
-            error => return Err(format!("{name}: {error}").into()),
         }
     }
     let options = DecodeOptions {

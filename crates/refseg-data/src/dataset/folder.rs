@@ -120,9 +120,9 @@ fn mask_beside(text: &Path) -> Result<PathBuf, DataError> {
     if is_sample && plain.is_file() {
         return Ok(plain);
     }
-    let expected = if is_sample { plain } else { named };
-    Err(DataError::Missing {
-        root: text.to_owned(),
-        expected: vec![format!("its mask `{}`", expected.display())],
-    })
+    let problem = Problem::new(
+        "no mask beside them",
+        "NAME.mask.png, or mask.png for image.txt",
+    );
+    Err(problem.at(text, "the phrases"))
 }

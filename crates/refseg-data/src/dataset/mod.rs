@@ -191,7 +191,7 @@ impl Dataset {
     /// # Errors
     /// [`DataError::Size`] if the annotations state another size; [`DataError::Mask`] and
     /// [`DataError::Entry`] if an annotation is malformed; a mask file that cannot be
-    /// read; [`DataError::Foreign`].
+    /// read; [`DataError::Foreign`] for an expression of a data set with more annotations.
     pub fn truth(
         &self,
         expression: &Expression,

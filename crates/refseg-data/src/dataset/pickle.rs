@@ -69,8 +69,11 @@ pub enum PickleError {
     },
 }
 
-/// Most bytes of a pickle. The references of RefCOCO take a tenth of it.
+/// Most bytes of a pickle. The references of RefCOCO take less than a tenth.
 const MAX_BYTES: usize = 512 << 20;
+
+/// How errors describe a number that does not fit [`Value::Integer`].
+const LONG: &str = "a number of more than 64 bits";
 
 /// The values of a pickle.
 #[derive(Debug)]
@@ -456,7 +459,7 @@ impl<'a> Machine<'a> {
             number[..bytes.len()].copy_from_slice(bytes);
             Value::Integer(i64::from_le_bytes(number))
         } else {
-            Value::Other("a number of more than 64 bits")
+            Value::Other(LONG)
         };
         self.push(value);
         Ok(())
@@ -475,13 +478,15 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn integer(&self, digits: &[u8]) -> Result<Value<'a>, PickleError> {
-        let text = std::str::from_utf8(digits).ok();
-        let number = text.and_then(|text| text.parse().ok());
-        match number {
-            Some(number) => Ok(Value::Integer(number)),
-            None => Err(self.malformed("a number is not written in decimal digits")),
+    fn integer(&self, decimal: &[u8]) -> Result<Value<'a>, PickleError> {
+        let digits = decimal.strip_prefix(b"-").unwrap_or(decimal);
+        if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+            return Err(self.malformed("a number is not written in decimal digits"));
         }
+        let number = std::str::from_utf8(decimal)
+            .ok()
+            .and_then(|s| s.parse().ok());
+        Ok(number.map_or(Value::Other(LONG), Value::Integer))
     }
 
     fn memo_line(&mut self) -> Result<u32, PickleError> {
@@ -616,4 +621,206 @@ fn hexadecimal(bytes: &mut std::slice::Iter<'_, u8>, length: usize) -> Option<u3
         value = value << 4 | digit;
     }
     Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(bytes: &[u8]) -> Result<Vec<String>, PickleError> {
+        let pickle = Pickle::parse(bytes)?;
+        let Value::List(items) = pickle.root() else {
+            return Ok(vec![pickle.root().describe()]);
+        };
+        let describe = |&id: &Id| pickle.value(id).describe();
+        Ok(items.iter().map(describe).collect())
+    }
+
+    fn message(bytes: &[u8]) -> String {
+        match Pickle::parse(bytes) {
+            Ok(pickle) => format!("read: {:?}", pickle.root()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn byte_strings_are_utf8_or_latin1() -> Result<(), PickleError> {
+        let expected = [
+            "the text \"café\"",
+            "the text \"café\"",
+            "the text \"'\\n\\\\\"",
+        ];
+        let quoted = b"(lp0\nS'caf\\xe9'\np1\naS\"caf\\xc3\\xa9\"\naS'\\'\\n\\\\'\na.";
+        assert_eq!(texts(quoted)?, expected);
+        let counted = b"\x80\x02]q\0(U\x04caf\xe9q\x01T\x05\0\0\0caf\xc3\xa9U\x03'\n\\e.";
+        assert_eq!(texts(counted)?, expected);
+        Ok(())
+    }
+
+    #[test]
+    fn unicode_of_python_2_may_be_in_surrogates() -> Result<(), PickleError> {
+        let escaped = b"(lVcaf\xe9 \\u676f\naV\\ud83d\\ude00\naV\\U0001f600\na.";
+        let expected = ["the text \"café 杯\"", "the text \"😀\"", "the text \"😀\""];
+        assert_eq!(texts(escaped)?, expected);
+        assert!(message(b"V\\ud83d\n.").contains("half of a surrogate pair"));
+        assert!(message(b"V\\u12\n.").contains("broken \\u escape"));
+        Ok(())
+    }
+
+    #[test]
+    fn numbers_of_every_kind() -> Result<(), PickleError> {
+        let bytes = b"(I-7\nL123L\nJ\xfe\xff\xff\xffK\xffM\x01\x01\x8a\x02\x00\xff\x8a\0\
+            \x8b\x08\0\0\0\0\0\0\0\0\0\0\x80\x8a\x09\0\0\0\0\0\0\0\0\x01I01\nF1.5\nNl.";
+        let expected = [
+            "the number -7",
+            "the number 123",
+            "the number -2",
+            "the number 255",
+            "the number 257",
+            "the number -256",
+            "the number 0",
+            "the number -9223372036854775808",
+            "a number of more than 64 bits",
+            "a truth value",
+            "a fraction",
+            "None",
+        ];
+        assert_eq!(texts(bytes)?, expected);
+        Ok(())
+    }
+
+    #[test]
+    fn code_is_refused_by_name() {
+        for (bytes, start) in [
+            (
+                &b"cos\nsystem\n(S'true'\ntR."[..],
+                "byte 0: instruction GLOBAL makes Python run `os.system`; only plain values",
+            ),
+            (
+                b"\x80\x04\x8c\x02os\x8c\x06system\x93)R.",
+                "byte 14: instruction STACK_GLOBAL makes Python run `os.system`;",
+            ),
+            (
+                b"(ios\nsystem\n.",
+                "byte 1: instruction INST makes Python run `os.system`;",
+            ),
+            (b"N)R.", "byte 2: instruction REDUCE makes Python run code;"),
+            (b"N}b.", "byte 2: instruction BUILD makes Python run code;"),
+            (
+                b"N)\x81.",
+                "byte 2: instruction NEWOBJ makes Python run code;",
+            ),
+        ] {
+            assert!(message(bytes).starts_with(start), "{}", message(bytes));
+        }
+    }
+
+    #[test]
+    fn a_claimed_length_reserves_nothing() {
+        for bytes in [
+            &b"X\xff\xff\xff\xffab"[..],
+            b"T\xff\xff\xff\x7fab",
+            b"B\xff\xff\xff\xffab",
+            b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffab",
+            b"\x8e\xff\xff\xff\xff\xff\xff\xff\xffab",
+            b"\x8b\xff\xff\xff\xffab",
+            b"U\xffab",
+        ] {
+            let message = message(bytes);
+            assert!(message.contains("announced, and 2 are left"), "{message}");
+        }
+    }
+
+    /// A reader that recurses, or drops values recursively, overflows its stack here.
+    #[test]
+    fn no_nesting_is_too_deep() -> Result<(), PickleError> {
+        const DEPTH: usize = 1_000_000;
+        let mut lists = vec![b']'; DEPTH];
+        lists.extend(std::iter::repeat_n(b'a', DEPTH - 1));
+        lists.push(b'.');
+        assert_eq!(texts(&lists)?, ["a list of 1"]);
+        let mut tuples = vec![b'N'];
+        tuples.extend(std::iter::repeat_n(0x85, DEPTH));
+        tuples.push(b'.');
+        assert_eq!(texts(&tuples)?, ["a list of 1"]);
+        Ok(())
+    }
+
+    /// Written out, this is 2 to the power of 60 values.
+    #[test]
+    fn shared_values_are_stored_once() -> Result<(), PickleError> {
+        let mut bytes = b"]q\0".to_vec();
+        for level in 0..60 {
+            bytes.extend([b']', b'q', level + 1, b'h', level, b'a', b'h', level, b'a']);
+        }
+        bytes.push(b'.');
+        assert_eq!(texts(&bytes)?, ["a list of 2", "a list of 2"]);
+        assert_eq!(texts(b"]q\0h\0a.")?, ["a list of 1"]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_an_error() {
+        for bytes in [
+            &b""[..],
+            b".",
+            b"N",
+            b"(.",
+            b"N(.",
+            b"Na.",
+            b"NNa.",
+            b"]a.",
+            b"](a.",
+            b"e.",
+            b"N(e.",
+            b"}(NNNu.",
+            b"}Ns.",
+            b"NNNs.",
+            b"h\0.",
+            b"g1\n.",
+            b"gx\n.",
+            b"q\0.",
+            b"I1x\n.",
+            b"I-\n.",
+            b"L\n.",
+            b"S'a\n.",
+            b"S'a\\q'\n.",
+            b"X\x01\0\0\0\xff.",
+            b"\x85.",
+            b"0.",
+            b"1.",
+            b"2.",
+            b"\xff.",
+        ] {
+            assert!(Pickle::parse(bytes).is_err(), "{}", bytes.escape_ascii());
+        }
+        let unknown = message(b"\x8f.");
+        assert!(
+            unknown.starts_with("byte 0: 0x8f is no instruction"),
+            "{unknown}"
+        );
+    }
+
+    /// Every beginning of a pickle is an error, and every wrong byte an error or a value.
+    #[test]
+    fn damage_is_no_panic() {
+        for whole in [
+            &include_bytes!("../../tests/fixtures/pickles/protocol-0.p")[..],
+            include_bytes!("../../tests/fixtures/pickles/protocol-2.p"),
+            include_bytes!("../../tests/fixtures/pickles/protocol-4.p"),
+        ] {
+            for end in 0..whole.len() {
+                assert!(Pickle::parse(&whole[..end]).is_err(), "cut at {end}");
+            }
+            let mut bytes = whole.to_vec();
+            for at in 0..whole.len() {
+                // A fifth of all values at each place, and all of them at places like it.
+                for value in (at as u8 % 5..=255).step_by(5) {
+                    bytes[at] = value;
+                    let _ = crate::dataset::parse_refs(&bytes, "refs.p".as_ref());
+                }
+                bytes[at] = whole[at];
+            }
+        }
+    }
 }

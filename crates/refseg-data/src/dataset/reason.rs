@@ -235,7 +235,7 @@ fn fill(points: &[(i64, i64)], (height, width): (usize, usize)) -> Result<Mask, 
         crossings.sort_unstable();
         let (spans, _) = crossings.as_chunks::<2>();
         for &[left, right] in spans {
-            let first = (left + (1 << FRACTION) - 1 >> FRACTION).max(0);
+            let first = ((left + (1 << FRACTION) - 1) >> FRACTION).max(0);
             let end = ((right >> FRACTION) + 1).min(width as i64);
             if first < end {
                 row[first as usize..end as usize].fill(true);
@@ -327,5 +327,71 @@ fn draw_line(from: (i64, i64), to: (i64, i64), mut plot: impl FnMut(i64, i64)) {
         if !steep || both {
             x += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use refseg::mask::Rle;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Painted {
+        size: [usize; 2],
+        points: Vec<(i64, i64)>,
+        rle: String,
+        area: u64,
+    }
+
+    #[test]
+    fn polygons_are_painted_as_opencv_does() -> Result<(), Box<dyn std::error::Error>> {
+        let json = include_str!("../../tests/fixtures/opencv-polygons.json");
+        let cases: Vec<Painted> = serde_json::from_str(json)?;
+        for case in &cases {
+            let mask = fill(&case.points, (case.size[0], case.size[1]))?;
+            let expected = Mask::from_rle(&Rle {
+                size: case.size,
+                counts: case.rle.clone(),
+            })?;
+            assert!(mask == expected, "{:?} {mask:?}", case.points);
+            assert_eq!(mask.area(), case.area);
+        }
+        assert_eq!(cases.len(), 60);
+        Ok(())
+    }
+
+    #[test]
+    fn far_corners_are_no_panic() -> Result<(), MaskError> {
+        let far = MAX_COORDINATE as i64;
+        for points in [
+            vec![],
+            vec![(far, far)],
+            vec![(-far, -far), (far, far), (-far, far)],
+            vec![(far, 0), (far - 1, 1), (-far, -far), (0, far)],
+            vec![(-far, -1), (far, 1), (far, 2)],
+        ] {
+            fill(&points, (5, 7))?;
+        }
+        let all = fill(
+            &[(-far, -far), (far, -far), (far, far), (-far, far)],
+            (5, 7),
+        )?;
+        assert_eq!(all.area(), 35);
+        Ok(())
+    }
+
+    #[test]
+    fn text_is_utf8_or_windows_1252() -> Result<(), DataError> {
+        let path = Path::new("x.json");
+        assert_eq!(decode("naïve €".as_bytes(), path)?, "naïve €");
+        assert_eq!(
+            decode(b"na\xefve \x80 \x93x\x94 \x9f", path)?,
+            "naïve € “x” Ÿ"
+        );
+        let error = decode(b"\xef \x81", path).map_err(|error| error.to_string());
+        let expected = "`x.json`: byte 2 is 0x81; expected UTF-8 or Windows-1252 text";
+        assert_eq!(error, Err(expected.to_owned()));
+        Ok(())
     }
 }

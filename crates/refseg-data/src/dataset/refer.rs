@@ -363,7 +363,6 @@ impl<'a> PickledReferences<'a> {
                 Value::Dictionary(sentence) => sentences.push(self.text(sentence, "sent")?),
                 other => return Err(wrong("sentences", other, "dictionaries")),
             }
-            self.spend(0)?;
         }
         Ok(sentences)
     }

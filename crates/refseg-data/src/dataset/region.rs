@@ -151,10 +151,10 @@ fn rasterise_polygons(
         let next = points.iter().cycle().skip(1);
         let steps = points.iter().zip(next).map(|([x, y], [next_x, next_y])| {
             let length = (x - next_x).abs().max((y - next_y).abs());
-            // Steps outside the picture are not kept. NaN stays NaN, and fails below.
-            (STEPS_PER_PIXEL * length).clamp(0.0, longest)
+            // Steps outside the picture are not kept.
+            (STEPS_PER_PIXEL * length).min(longest)
         });
-        if !(steps.sum::<f64>() <= MAX_STEPS) {
+        if steps.sum::<f64>() > MAX_STEPS || polygon.iter().any(|value| !value.is_finite()) {
             return Err(RegionError::Outline);
         }
     }
