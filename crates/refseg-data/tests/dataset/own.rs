@@ -1,7 +1,8 @@
 //! Data of one's own: COCO JSON with phrases, folders, JSON lines.
 
 use refseg::mask::Mask;
-use refseg_data::dataset::{Dataset, Family, Source};
+use refseg_data::dataset::{Dataset, Source};
+use refseg_data::metrics::Family;
 use serde_json::json;
 use tempfile::tempdir;
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use refseg_data::dataset::{DataError, Dataset, Family, Source, parse_refs};
+use refseg_data::dataset::{DataError, Dataset, Source, parse_refs};
+use refseg_data::metrics::Family;
 use refseg_data::scenes::{DatasetOptions, Part, SceneOptions, write_dataset};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};

@@ -1,6 +1,7 @@
 //! ReasonSeg.
 
-use refseg_data::dataset::{Dataset, Family, Source};
+use refseg_data::dataset::{Dataset, Source};
+use refseg_data::metrics::Family;
 use serde_json::json;
 use tempfile::tempdir;
 
