@@ -11,6 +11,7 @@ mod failure;
 mod files;
 mod overlay;
 mod progress;
+mod report;
 mod table;
 
 use std::process::ExitCode;

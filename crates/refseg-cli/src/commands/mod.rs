@@ -98,7 +98,7 @@ fn readable_bytes(bytes: u64) -> String {
 }
 
 /// A number with a comma every three digits.
-fn with_commas(number: u64) -> String {
+pub(crate) fn with_commas(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -111,7 +111,7 @@ fn with_commas(number: u64) -> String {
 }
 
 /// `one phrase`, `2 phrases`.
-fn counted(count: usize, noun: &str) -> String {
+pub(crate) fn counted(count: usize, noun: &str) -> String {
     match count {
         1 => format!("1 {noun}"),
         _ => format!("{} {noun}s", with_commas(count as u64)),

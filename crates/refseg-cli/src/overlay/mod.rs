@@ -1,6 +1,7 @@
 //! The picture with what was found in it: objects bright in an outline of
 //! their own colour, the rest dimmed, and the phrases as a legend below.
 
+mod comparison;
 mod legend;
 mod outline;
 mod text;
@@ -8,9 +9,10 @@ mod text;
 use refseg::{Image, image::ImageError};
 use tiny_skia::{
     Color, FillRule, LineCap, LineJoin, Path, PathBuilder, Pixmap, PremultipliedColorU8, Stroke,
-    Transform,
+    StrokeDash, Transform,
 };
 
+pub(crate) use comparison::compare;
 use legend::{Chip, Item, Legend, paint, rgb};
 pub(crate) use outline::Field;
 
@@ -124,11 +126,17 @@ impl Fit {
                 height: height * factor,
             };
         }
-        if longest <= LONGEST {
+        Self::within(width, height, LONGEST)
+    }
+
+    /// As large as the picture, or reduced to a longest side.
+    fn within(width: u32, height: u32, most: u32) -> Self {
+        let longest = width.max(height);
+        if longest <= most {
             return Self { width, height };
         }
-        let scale = f64::from(LONGEST) / f64::from(longest);
-        let reduced = |side: u32| ((f64::from(side) * scale).round() as u32).clamp(1, LONGEST);
+        let scale = f64::from(most) / f64::from(longest);
+        let reduced = |side: u32| ((f64::from(side) * scale).round() as u32).clamp(1, most);
         Self {
             width: reduced(width),
             height: reduced(height),
@@ -145,6 +153,8 @@ struct Shape {
     corners: Vec<(f32, f32)>,
     /// How many outlines of other phrases lie between this one and the object.
     ring: usize,
+    /// Dashes of its outline, which is solid otherwise.
+    dash: Option<StrokeDash>,
 }
 
 /// A piece smaller than this share of the object gets no badge.
@@ -209,6 +219,7 @@ impl Shape {
             number: item.number,
             corners,
             ring: 0,
+            dash: None,
         })
     }
 
@@ -245,6 +256,7 @@ impl Shape {
             width,
             line_cap: LineCap::Round,
             line_join: LineJoin::Round,
+            dash: self.dash.clone(),
             ..Stroke::default()
         };
         let still = Transform::identity();
