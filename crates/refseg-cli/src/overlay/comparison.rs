@@ -16,9 +16,9 @@ const LONGEST: u32 = 320;
 /// their longer side, up to this: the longest side of RefCOCO's pictures.
 const FINEST: u32 = 640;
 /// What overlays call the size of text, and measure lines by.
-const UNIT: f32 = 13.0;
+const UNIT: f32 = 16.0;
 /// Lengths of dash and gap in pixels; round ends take some of the gap.
-const DASH: [f32; 2] = [6.0, 6.5];
+const DASH: [f32; 2] = [6.5, 7.0];
 /// How much darker the surroundings are, and how strong the tint is.
 const SHADE: u8 = 110;
 const TINT: u8 = 70;

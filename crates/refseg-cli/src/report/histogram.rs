@@ -92,3 +92,49 @@ fn share(count: u64, counts: &[u64; 20]) -> f64 {
     let all: f64 = counts.iter().map(|&count| count as f64).sum();
     count as f64 / all.max(1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(first: u64, last: u64) -> [u64; 20] {
+        std::array::from_fn(|i| match i {
+            0 => first,
+            19 => last,
+            _ => 0,
+        })
+    }
+
+    #[test]
+    fn bars_are_as_high_as_their_share() {
+        let counts = counts(1000, 3000);
+        let bars = Scale::of([&counts].into_iter()).bars(&counts);
+        let placed = |i: usize| [&bars[i].x, &bars[i].y, &bars[i].height].map(String::as_str);
+        assert_eq!(placed(0), ["0.3%", "96.7", "43.3"]);
+        assert_eq!(placed(1), ["5.3%", "140.0", "0.0"]);
+        assert_eq!(placed(19), ["95.3%", "10.0", "130.0"]);
+        let said = [&bars[19].range, &bars[19].expressions, &bars[19].share];
+        assert_eq!(said, ["0.95–1.00", "3,000", "75.0 %"]);
+    }
+
+    #[test]
+    fn histograms_of_a_page_have_one_scale() {
+        let (low, high) = (counts(1, 1), counts(0, 8));
+        let bars = Scale::of([&low, &high].into_iter()).bars(&low);
+        assert_eq!(bars[0].height, "65.0");
+    }
+
+    #[test]
+    fn lines_are_few_and_within_the_plot() {
+        for (first, last, shares) in [
+            (75, 25, vec!["0%", "20%", "40%", "60%"]),
+            (100, 0, vec!["0%", "25%", "50%", "75%", "100%"]),
+            (0, 0, vec!["0%", "1%"]),
+        ] {
+            let lines = Scale::of([&counts(first, last)].into_iter()).lines();
+            let found: Vec<&str> = lines.iter().map(|line| line.share.as_str()).collect();
+            assert_eq!(found, shares);
+            assert_eq!(lines[0].y, "140.0");
+        }
+    }
+}

@@ -8,6 +8,7 @@
     not(test),
     expect(
         dead_code,
+        unused_imports,
         reason = "no command writes a report yet; remove with the first that does"
     )
 )]
@@ -24,7 +25,7 @@ use minijinja::{Environment, UndefinedBehavior, escape_formatter};
 use page::Page;
 pub(crate) use picture::case_picture;
 
-/// The evaluation of one system, or of several on the same expressions.
+/// The evaluation of one system, or of two on the same expressions.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Report {
     /// The page's heading.
@@ -34,7 +35,7 @@ pub(crate) struct Report {
     /// What the numbers were made from and with, as names and values: models,
     /// hashes, protocol, versions, command.
     pub(crate) facts: Vec<(String, String)>,
-    /// The system, or those to compare, side by side.
+    /// The system, or the two to compare, which the page calls A and B.
     pub(crate) systems: Vec<System>,
     /// The second system's metrics less the first's, if two are compared.
     pub(crate) difference: Option<Vec<DifferenceRow>>,

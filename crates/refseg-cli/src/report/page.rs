@@ -80,11 +80,12 @@ struct Breakdown<'a> {
 struct Row<'a> {
     label: &'a str,
     expressions: String,
-    bars: Vec<Bar>,
+    scores: Vec<Score>,
 }
 
+/// What one system scored on a group, also as a bar.
 #[derive(Serialize)]
-struct Bar {
+struct Score {
     letter: String,
     /// Per cent of the cell.
     width: String,
@@ -240,7 +241,7 @@ fn breakdown<'a>(
 ) -> Breakdown<'a> {
     let row = |(label, groups): (_, Vec<Option<&Group>>)| {
         let expressions = groups.iter().flatten().map(|group| group.expressions);
-        let bars = groups.iter().zip(names).map(|(group, name)| Bar {
+        let scores = groups.iter().zip(names).map(|(group, name)| Score {
             letter: name.letter.clone(),
             width: width(group.and_then(|group| group.miou).unwrap_or(0.0)),
             miou: percent(group.and_then(|group| group.miou)),
@@ -249,7 +250,7 @@ fn breakdown<'a>(
         Row {
             label,
             expressions: with_commas(expressions.max().unwrap_or(0)),
-            bars: bars.collect(),
+            scores: scores.collect(),
         }
     };
     let rows = joined(systems, groups, |group| &group.label);
@@ -308,11 +309,11 @@ impl<'a> Card<'a> {
 }
 
 /// The systems' rows of the same name, in the order in which names first appear.
-fn joined<'a, T>(
-    systems: &'a [System],
+fn joined<T>(
+    systems: &[System],
     list: fn(&System) -> &[T],
     name: fn(&T) -> &str,
-) -> Vec<(&'a str, Vec<Option<&'a T>>)> {
+) -> Vec<(&str, Vec<Option<&T>>)> {
     let mut names: Vec<&str> = Vec::new();
     for row in systems.iter().flat_map(list) {
         if !names.contains(&name(row)) {
@@ -327,14 +328,14 @@ fn joined<'a, T>(
 }
 
 fn percent(value: Option<f64>) -> String {
-    match value {
-        Some(value) if value.is_finite() => fixed(value),
-        _ => NOTHING.to_owned(),
-    }
+    value.map_or_else(|| NOTHING.to_owned(), fixed)
 }
 
 /// Two decimals, as on the terminal, with a true minus sign.
 fn fixed(value: f64) -> String {
+    if !value.is_finite() {
+        return NOTHING.to_owned();
+    }
     let digits = format!("{value:.2}").replace('-', "−");
     if digits == "−0.00" {
         "0.00".to_owned()
@@ -345,10 +346,10 @@ fn fixed(value: f64) -> String {
 
 fn signed(value: f64) -> String {
     let digits = fixed(value);
-    if digits.starts_with('−') || digits == "0.00" {
-        digits
-    } else {
+    if digits.starts_with(|first: char| first.is_ascii_digit()) && digits != "0.00" {
         format!("+{digits}")
+    } else {
+        digits
     }
 }
 

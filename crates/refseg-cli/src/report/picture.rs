@@ -6,7 +6,7 @@ use refseg::{Image, Mask};
 
 use crate::overlay;
 
-/// Of JPEG, up to 100: a photograph of 320×240 takes about 20 kB.
+/// Of JPEG, up to 100: a photograph of many details takes about 20 kB.
 const QUALITY: u8 = 75;
 
 /// A small JPEG of a picture with the truth in a solid outline and the prediction
