@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use refseg::{
-    image::{DecodeOptions, Image, ImageError},
+    image::{Chroma, DecodeOptions, Image, ImageError},
     internvl::Config,
     prompt::PromptBuilder,
     random::SplitMix64,
@@ -350,7 +350,7 @@ fn worn(picture: Image, random: &mut SplitMix64) -> Result<Image, ImageError> {
         return Ok(picture);
     }
     let quality = LEAST_QUALITY + random.below(100 - LEAST_QUALITY + 1);
-    let jpeg = picture.to_jpeg(quality as u8)?;
+    let jpeg = picture.to_jpeg(quality as u8, Chroma::Half)?;
     Image::decode(&jpeg, "a drawn scene", &DecodeOptions::default())
 }
 

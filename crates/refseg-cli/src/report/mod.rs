@@ -4,14 +4,6 @@
 //! elsewhere, so it can be opened from disk, sent and kept. Without JavaScript
 //! it only loses the filter of its cases. It holds no date and nothing random:
 //! the same report gives the same bytes.
-#![cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        unused_imports,
-        reason = "no command writes a report yet; remove with the first that does"
-    )
-)]
 
 mod histogram;
 mod page;

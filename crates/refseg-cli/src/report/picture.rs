@@ -1,8 +1,7 @@
 //! Small pictures of cases.
 
-use anyhow::{Context, Result, ensure};
-use libjpeg_turbo_rs::{PixelFormat, Subsampling, compress_optimized};
-use refseg::{Image, Mask};
+use anyhow::{Result, ensure};
+use refseg::{Image, Mask, image::Chroma};
 
 use crate::overlay;
 
@@ -27,15 +26,6 @@ pub(crate) fn case_picture(image: &Image, truth: &Mask, prediction: &Mask) -> Re
         );
     }
     let drawn = overlay::compare(image, truth, prediction)?;
-    let (width, height) = (drawn.width() as usize, drawn.height() as usize);
-    compress_optimized(
-        drawn.pixels(),
-        width,
-        height,
-        PixelFormat::Rgb,
-        QUALITY,
-        // Outlines are of one or two pixels: their colour needs full resolution.
-        Subsampling::S444,
-    )
-    .context("cannot compress the picture of a case")
+    // Outlines are of one or two pixels: their colour needs full resolution.
+    Ok(drawn.to_jpeg(QUALITY, Chroma::Full)?)
 }

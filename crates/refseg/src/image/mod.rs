@@ -179,19 +179,21 @@ impl Image {
         planes
     }
 
-    /// Encodes the picture as baseline JPEG with colour at half resolution (4:2:0), as
-    /// most programs write it. `quality` is libjpeg's, from 1 to 100.
+    /// Encodes the picture as baseline JPEG. `quality` is libjpeg's, from 1 to 100.
     ///
     /// # Errors
     /// [`ImageError::Encode`] if a side is longer than the 65,535 pixels JPEG has room for.
-    pub fn to_jpeg(&self, quality: u8) -> Result<Vec<u8>, ImageError> {
-        libjpeg_turbo_rs::compress(
+    pub fn to_jpeg(&self, quality: u8, chroma: Chroma) -> Result<Vec<u8>, ImageError> {
+        libjpeg_turbo_rs::compress_optimized(
             &self.pixels,
             self.width as usize,
             self.height as usize,
             PixelFormat::Rgb,
             quality.clamp(1, 100),
-            Subsampling::S420,
+            match chroma {
+                Chroma::Full => Subsampling::S444,
+                Chroma::Half => Subsampling::S420,
+            },
         )
         .map_err(|source| ImageError::Encode {
             width: self.width,
@@ -209,6 +211,15 @@ impl Image {
         let size = (self.width, self.height);
         save_png(path.as_ref(), size, ExtendedColorType::Rgb8, &self.pixels)
     }
+}
+
+/// How finely JPEG stores colour, as opposed to brightness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chroma {
+    /// For every pixel (4:4:4): thin coloured lines stay as they are.
+    Full,
+    /// For two by two pixels (4:2:0), as most programs store photographs.
+    Half,
 }
 
 impl fmt::Debug for Image {
@@ -428,13 +439,14 @@ mod tests {
         // A slope has no edges for JPEG to blur: every level comes back within a few.
         let pixels = (0..40 * 30).flat_map(|i| [(i % 40 * 6) as u8, (i / 40 * 8) as u8, 90]);
         let image = Image::from_rgb(40, 30, pixels.collect())?;
-        let jpeg = image.to_jpeg(95)?;
+        let jpeg = image.to_jpeg(95, Chroma::Half)?;
         let back = Image::decode(&jpeg, "memory", &DecodeOptions::default())?;
         let apart = (image.pixels().iter().zip(back.pixels())).map(|(a, b)| a.abs_diff(*b));
         assert!(apart.max() <= Some(6));
-        assert!(image.to_jpeg(20)?.len() < jpeg.len());
+        assert!(image.to_jpeg(20, Chroma::Half)?.len() < jpeg.len());
+        assert!(image.to_jpeg(95, Chroma::Full)?.len() > jpeg.len());
         let long = Image::from_rgb(65_536, 1, vec![0; 65_536 * 3])?;
-        assert!(matches!(long.to_jpeg(90), Err(ImageError::Encode { .. })));
+        assert!(matches!(long.to_jpeg(90, Chroma::Half), Err(ImageError::Encode { .. })));
         Ok(())
     }
 
