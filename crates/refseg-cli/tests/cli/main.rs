@@ -8,5 +8,6 @@ mod desk;
 mod failures;
 mod help;
 mod models;
+mod sam;
 mod segment;
 mod training;

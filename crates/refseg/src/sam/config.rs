@@ -191,9 +191,6 @@ pub struct DecoderConfig {
 pub(super) const PIXEL_MEAN: [f32; 3] = [123.675, 116.28, 103.53];
 /// `Sam.pixel_std` of the reference.
 pub(super) const PIXEL_STD: [f32; 3] = [58.395, 57.12, 57.375];
-/// The longest side that a network of this kind is made for is 1024.
-const LARGEST_SIDE: usize = 4096;
-
 impl Config {
     /// The names that [`Config::preset`] knows.
     pub const PRESETS: [&'static str; 9] = [
@@ -302,92 +299,7 @@ impl Config {
         config.check(path)?;
         Ok(config)
     }
-
-    /// Checks that sizes fit each other; `path` is what errors call their source.
-    pub(super) fn check(&self, path: &Path) -> Result<(), ConfigError> {
-        let Self {
-            encoder,
-            prompt,
-            decoder,
-            ..
-        } = self;
-        let wrong = |field: &str, found: usize, expected: String| ConfigError::Field {
-            path: path.to_owned(),
-            field: field.to_owned(),
-            found: found.to_string(),
-            expected,
-        };
-        let equal = |field, found, expected, what| {
-            if found == expected {
-                Ok(())
-            } else {
-                Err(wrong(field, found, format!("{expected}, {what}")))
-            }
-        };
-        let divides = |field, found: usize, divisor: usize, what: &str| {
-            if divisor > 0 && found > 0 && found.is_multiple_of(divisor) {
-                Ok(())
-            } else {
-                Err(wrong(
-                    field,
-                    found,
-                    format!("a multiple of {divisor}, {what}"),
-                ))
-            }
-        };
-        for (field, side) in [
-            ("image_encoder.image_size", encoder.image_size()),
-            ("prompt_encoder.input_image_size", prompt.frame),
-        ] {
-            if !(1..=LARGEST_SIDE).contains(&side) {
-                return Err(wrong(field, side, format!("at most {LARGEST_SIDE}")));
-            }
-        }
-        encoder.check(&equal, &divides)?;
-        let (grid, outputs) = (encoder.grid(), encoder.outputs());
-        equal(
-            "prompt_encoder.image_embedding_size",
-            prompt.grid,
-            grid,
-            "the side of what the image encoder gives",
-        )?;
-        equal(
-            "prompt_encoder.embed_dim",
-            prompt.width,
-            outputs,
-            "the width of what the image encoder gives",
-        )?;
-        equal(
-            "mask_decoder.transformer_dim",
-            decoder.width,
-            outputs,
-            "the width of what the image encoder gives",
-        )?;
-        // The output is upscaled to an eighth of the width; attention is in heads of D / narrowing.
-        divides(
-            "mask_decoder.transformer_dim",
-            decoder.width,
-            8,
-            "for upscaling",
-        )?;
-        let per_head = decoder.narrowing.saturating_mul(decoder.heads);
-        divides(
-            "mask_decoder.transformer_dim",
-            decoder.width,
-            per_head,
-            "attention_downsample_rate times transformer_num_heads",
-        )?;
-        divides(
-            "prompt_encoder.mask_in_chans",
-            prompt.mask_channels,
-            4,
-            "as it grows from 1",
-        )
-    }
 }
-
-/// Says that a size is not another one, or not a multiple of it: field, size, other size, what that is.
-type Check<'a> = dyn Fn(&'static str, usize, usize, &'static str) -> Result<(), ConfigError> + 'a;
 
 impl EncoderConfig {
     /// Side of the square that the encoder sees.
@@ -439,113 +351,6 @@ impl EncoderConfig {
                 "model_type",
                 "\"sam-vit\", \"mobile-sam\", \"efficientvit-sam-l\" or \"efficientvit-sam-xl\"",
             )),
-        }
-    }
-
-    fn check(&self, equal: &Check<'_>, divides: &Check<'_>) -> Result<(), ConfigError> {
-        match self {
-            Self::Vit(config) => {
-                let VitConfig {
-                    image_size,
-                    patch,
-                    width,
-                    heads,
-                    ..
-                } = *config;
-                divides("image_encoder.image_size", image_size, patch, "patch_size")?;
-                divides("image_encoder.embed_dim", width, heads, "num_heads")
-            }
-            Self::TinyVit(config) => {
-                let layers = config.widths.len();
-                for (field, found, expected) in [
-                    ("image_encoder.depths", config.depths.len(), layers),
-                    ("image_encoder.num_heads", config.heads.len() + 1, layers),
-                    (
-                        "image_encoder.window_sizes",
-                        config.windows.len() + 1,
-                        layers,
-                    ),
-                    (
-                        "image_encoder.merge_strides",
-                        config.merge_strides.len() + 1,
-                        layers,
-                    ),
-                ] {
-                    equal(
-                        field,
-                        found,
-                        expected,
-                        "as there are embed_dims (strides are one fewer)",
-                    )?;
-                }
-                for (&width, &heads) in config.widths[1..].iter().zip(&config.heads) {
-                    divides("image_encoder.embed_dims", width, heads, "num_heads")?;
-                }
-                for (field, sizes) in [
-                    ("image_encoder.embed_dims", &config.widths),
-                    ("image_encoder.window_sizes", &config.windows),
-                    ("image_encoder.merge_strides", &config.merge_strides),
-                ] {
-                    positive(field, sizes, divides)?;
-                }
-                divides(
-                    "image_encoder.image_size",
-                    config.image_size,
-                    4,
-                    "as patches are of 4",
-                )
-            }
-            Self::EfficientVit(config) => {
-                let stages = config.widths.len();
-                for (field, found) in [
-                    ("image_encoder.depth_list", config.depths.len()),
-                    ("image_encoder.block_list", config.kinds.len()),
-                    ("image_encoder.expand_list", config.expansions.len()),
-                ] {
-                    equal(field, found, stages, "as many as width_list has")?;
-                }
-                positive("image_encoder.width_list", &config.widths, divides)?;
-                positive("image_encoder.expand_list", &config.expansions, divides)?;
-                let joined = config.neck.stages.len();
-                divides(
-                    "image_encoder.neck.fid_list",
-                    joined,
-                    1,
-                    "at least one stage",
-                )?;
-                for &stage in &config.neck.stages {
-                    let last = stages.saturating_sub(1);
-                    equal(
-                        "image_encoder.neck.fid_list",
-                        stage.max(last),
-                        last,
-                        "the last stage",
-                    )?;
-                }
-                for (&width, &kind) in config.widths.iter().zip(&config.kinds) {
-                    if kind == StageKind::Attention {
-                        divides(
-                            "image_encoder.width_list",
-                            width,
-                            config.head_dim,
-                            "qkv_dim",
-                        )?;
-                    }
-                }
-                divides(
-                    "image_encoder.lite_mla_scale",
-                    config.aggregation + 1,
-                    2,
-                    "as it is odd",
-                )?;
-                let halved = 1usize.checked_shl(stages as u32).unwrap_or(0);
-                divides(
-                    "image_encoder.image_size",
-                    config.image_size,
-                    halved,
-                    "as each stage halves it",
-                )
-            }
         }
     }
 }
@@ -676,12 +481,6 @@ impl StageKind {
             _ => None,
         }
     }
-}
-
-fn positive(field: &'static str, sizes: &[usize], divides: &Check<'_>) -> Result<(), ConfigError> {
-    sizes
-        .iter()
-        .try_for_each(|&size| divides(field, size, 1, "and positive"))
 }
 
 fn vit(width: usize, layers: usize, heads: usize, global_blocks: [usize; 4]) -> EncoderConfig {
