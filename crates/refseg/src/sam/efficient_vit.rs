@@ -14,7 +14,7 @@ use super::{
     config::{EfficientVitConfig, NeckConfig, StageKind},
 };
 use crate::{
-    nn::{Conv2d, ConvShape, LayerNorm, Tensors},
+    nn::{Conv2d, ConvShape, LayerNorm, Tensors, gelu_tanh},
     weights::WeightsError,
 };
 
@@ -150,7 +150,7 @@ impl Block {
     }
 }
 
-/// Convolutions with GELU between them.
+/// Convolutions with GELU between them, in the tanh form that this encoder was trained with.
 #[derive(Debug, Clone)]
 struct Branch(Vec<Conv2d>);
 
@@ -418,14 +418,6 @@ fn normed(tensors: &Tensors<'_>, shape: ConvShape, epsilon: f64) -> Result<Conv2
         epsilon,
         WIDTHS,
     )
-}
-
-/// GELU in its tanh form, with which this encoder was trained: `x/2 · (1 + tanh u)`,
-/// `u = √(2/π) · (x + 0.044715·x³)`, which is `x · sigmoid(2u)`.
-fn gelu_tanh(x: Tensor<4>) -> Tensor<4> {
-    const TWICE_ROOT: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::SQRT_2;
-    let twice_u = (x.clone().square() * 0.044715 + 1.0) * x.clone() * TWICE_ROOT;
-    x * activation::sigmoid(twice_u)
 }
 
 #[cfg(test)]
