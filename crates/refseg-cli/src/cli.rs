@@ -2,7 +2,7 @@
 
 use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 use refseg_data::dataset::{DataError, Source};
 
 const EXAMPLES: &str = "\
@@ -48,6 +48,8 @@ pub(crate) struct CommonArgs {
 pub(crate) enum Command {
     /// Find what phrases mean in a picture
     Segment(SegmentArgs),
+    /// Find what points and boxes mean in a picture, with a Segment Anything model
+    Sam(SamArgs),
     /// Show what a model folder holds, without reading its weights
     Info(InfoArgs),
     /// Make a model with random weights, for tests and benchmarks at real sizes
@@ -126,6 +128,74 @@ pub(crate) struct SegmentArgs {
     /// Print each mask in COCO's run-length code, one JSON object a line
     #[arg(long, env = "REFSEG_RLE", value_parser = FalseyValueParser::new())]
     pub(crate) rle: bool,
+    /// Print one JSON document
+    #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
+    /// Do the work this many times, and report median times
+    #[arg(long, env = "REFSEG_REPEAT", value_name = "N", default_value = "1")]
+    pub(crate) repeat: NonZeroUsize,
+    /// Take the picture as it is stored, without its EXIF orientation
+    #[arg(long, env = "REFSEG_IGNORE_ORIENTATION", value_parser = FalseyValueParser::new())]
+    pub(crate) ignore_orientation: bool,
+    /// Refuse pictures of more pixels than this
+    #[arg(
+        long,
+        env = "REFSEG_MAX_PIXELS",
+        value_name = "N",
+        default_value = "100000000"
+    )]
+    pub(crate) max_pixels: u64,
+}
+
+/// Points all describe one object. Each box is a prompt of its own; points go
+/// with one box at most. Coordinates are pixels of the picture, from its upper
+/// left corner.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("prompt").args(["points", "not_points", "boxes"]).required(true).multiple(true))]
+pub(crate) struct SamArgs {
+    /// Picture to look at: PNG, JPEG or WebP
+    pub(crate) image: PathBuf,
+    /// Checkpoint of SAM, MobileSAM or EfficientViT-SAM, or a folder with one
+    #[arg(short, long, env = "REFSEG_MODEL")]
+    pub(crate) model: PathBuf,
+    /// Lay these fine-tuned tensors over the model, such as those of a decoder
+    #[arg(long, env = "REFSEG_DECODER", value_name = "FILE")]
+    pub(crate) decoder: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    /// A point on the object; can be given several times
+    #[arg(long = "point", env = "REFSEG_POINT", value_name = "X,Y", value_parser = numbers::<2>)]
+    #[arg(value_delimiter = ' ', allow_hyphen_values = true)]
+    pub(crate) points: Vec<[f64; 2]>,
+    /// A point that is not on the object; can be given several times
+    #[arg(long = "not", env = "REFSEG_NOT", value_name = "X,Y", value_parser = numbers::<2>)]
+    #[arg(value_delimiter = ' ', allow_hyphen_values = true)]
+    pub(crate) not_points: Vec<[f64; 2]>,
+    /// A box around the object; several are several prompts
+    #[arg(long = "box", env = "REFSEG_BOX", value_name = "X1,Y1,X2,Y2", value_parser = numbers::<4>)]
+    #[arg(value_delimiter = ' ', allow_hyphen_values = true)]
+    pub(crate) boxes: Vec<[f64; 4]>,
+    /// Begin with these mask logits, as --low-res writes them: one mask for each prompt
+    #[arg(long, env = "REFSEG_MASK_INPUT", value_name = "FILE.npy")]
+    pub(crate) mask_input: Option<PathBuf>,
+    /// Give several masks for each prompt, since a point may mean the whole or a part
+    #[arg(long, env = "REFSEG_MULTIMASK", value_parser = FalseyValueParser::new())]
+    pub(crate) multimask: bool,
+    /// Write the masks as PNG into this folder
+    #[arg(long, env = "REFSEG_MASKS", value_name = "DIR")]
+    pub(crate) masks: Option<PathBuf>,
+    /// Where to write the overlay [default: STEM.overlay.png beside the picture]
+    #[arg(long, env = "REFSEG_OVERLAY", value_name = "FILE")]
+    pub(crate) overlay: Option<PathBuf>,
+    /// Write no overlay
+    #[arg(long, env = "REFSEG_NO_OVERLAY", value_parser = FalseyValueParser::new())]
+    pub(crate) no_overlay: bool,
+    /// Write the logits at the size of the picture: f32, [masks, height, width]
+    #[arg(long, env = "REFSEG_LOGITS", value_name = "FILE.npy")]
+    pub(crate) logits: Option<PathBuf>,
+    /// Write the logits as the decoder gives them: f32, [masks, side, side]
+    #[arg(long, env = "REFSEG_LOW_RES", value_name = "FILE.npy")]
+    pub(crate) low_res: Option<PathBuf>,
     /// Print one JSON document
     #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
@@ -503,6 +573,15 @@ fn phrase(text: &str) -> Result<String, &'static str> {
         return Err("a phrase says what to look for, such as \"the red ring\"");
     }
     Ok(text.to_owned())
+}
+
+/// Exactly `N` finite numbers between commas.
+fn numbers<const N: usize>(text: &str) -> Result<[f64; N], String> {
+    let number = |part: &str| part.trim().parse().ok().filter(|x: &f64| x.is_finite());
+    let numbers: Option<Vec<f64>> = text.split(',').map(number).collect();
+    numbers
+        .and_then(|numbers| numbers.try_into().ok())
+        .ok_or_else(|| format!("expected {N} numbers with commas between them"))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::{error::Error, fmt, io, process::ExitCode};
 use owo_colors::{OwoColorize, Stream};
 use refseg::{
     image::ImageError, internvl::ConfigError, predictor::PredictorError, prompt::PromptError,
-    tokenizer::TokenizerError, weights::WeightsError,
+    sam::SamError, tokenizer::TokenizerError, weights::WeightsError,
 };
 use refseg_data::scenes::DatasetError;
 use refseg_train::TrainError;
@@ -92,6 +92,9 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         if let Some(error) = cause.downcast_ref::<PredictorError>() {
             return of_predictor(error);
         }
+        if let Some(error) = cause.downcast_ref::<SamError>() {
+            return of_sam(error);
+        }
         if let Some(error) = cause.downcast_ref::<TrainError>() {
             return of_training(error);
         }
@@ -123,6 +126,17 @@ fn of_predictor(error: &PredictorError) -> Option<&'static str> {
         PredictorError::Prompt(PromptError::TooLong { .. }) => {
             Some("ask for fewer phrases at once, or leave out --joint")
         }
+        _ => None,
+    }
+}
+
+fn of_sam(error: &SamError) -> Option<&'static str> {
+    match error {
+        SamError::NoModel { .. } | SamError::Weights(WeightsError::NoWeights { .. }) => {
+            Some("name the checkpoint itself, such as sam_vit_b_01ec64.pth or mobile_sam.pt")
+        }
+        SamError::Weights(error) => of_weights(error),
+        SamError::MaskInput { .. } => Some("give a file that --low-res wrote with this model"),
         _ => None,
     }
 }

@@ -10,6 +10,7 @@ mod console;
 mod digest;
 mod failure;
 mod files;
+mod npy;
 mod overlay;
 mod progress;
 mod report;
@@ -46,6 +47,7 @@ fn run(cli: &Cli) -> Result<()> {
     }
     match &cli.command {
         Command::Segment(args) => commands::segment::run(args, &console),
+        Command::Sam(args) => commands::sam::run(args, &console),
         Command::Info(args) => commands::info::run(args, &console),
         Command::Init(args) => commands::init::run(args, &console),
         Command::Convert(args) => commands::convert::run(args, &console),

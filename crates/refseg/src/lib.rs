@@ -14,7 +14,8 @@
 //! Modules, in the order in which a stranger should read them: [`predictor`]
 //! is the face; [`image`](mod@image), [`prompt`] and [`mask`] are what goes in
 //! and comes out; [`mllmseg`], [`internvl`] and [`nn`] are the network, from
-//! the whole to its layers; [`weights`] and [`tokenizer`] read checkpoints.
+//! the whole to its layers; [`sam`] is another one, which points and boxes
+//! prompt; [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
 
@@ -25,6 +26,7 @@ pub mod prompt;
 pub mod internvl;
 pub mod mllmseg;
 pub mod nn;
+pub mod sam;
 
 pub mod builtin;
 pub mod random;

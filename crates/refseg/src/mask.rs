@@ -82,6 +82,23 @@ impl Mask {
         Self::from_bits(out_h, out_w, bits)
     }
 
+    /// Resizes logits as [`resize_bilinear`] does, then takes every pixel that is above `threshold`.
+    ///
+    /// # Errors
+    /// [`MaskError::Size`]; [`MaskError::Length`] unless `logits` fill `from`.
+    pub fn from_logits(
+        logits: &[f32],
+        from: (usize, usize),
+        to: (usize, usize),
+        threshold: f32,
+    ) -> Result<Self, MaskError> {
+        let mut bits = Vec::with_capacity(pixel_count(to.0, to.1)?);
+        for_each_bilinear_row(logits, from, to, |row| {
+            bits.extend(row.iter().map(|&logit| logit > threshold));
+        })?;
+        Self::from_bits(to.0, to.1, bits)
+    }
+
     /// Union of polygons, each a list x, y, x, y, … in pixels, rasterised as COCO does
     /// it. Fewer than three points cover nothing; a last lone number is ignored.
     ///
@@ -491,6 +508,12 @@ mod tests {
         assert_eq!(mask.bits(), [true, false, true]);
         let nan = Mask::from_probabilities(&[f32::NAN], 1, 1, 1, 1, THRESHOLD)?;
         assert_eq!(nan.bits(), [false]);
+        let mask = Mask::from_logits(&[0.0, -0.1, 0.1], (1, 3), (1, 3), 0.0)?;
+        assert_eq!(
+            mask.bits(),
+            [false, false, true],
+            "of logits it is exclusive"
+        );
         let above = 0.5_f32.next_up();
         let mask = Mask::from_probabilities(&[0.5, 0.501], 1, 2, 1, 2, above)?;
         assert_eq!(mask.bits(), [false, true]);

@@ -100,6 +100,23 @@ fn resize_matches_pillow() -> Result {
     Ok(())
 }
 
+/// Computed by Pillow 13.0.0, filter `BILINEAR`.
+#[test]
+fn bilinear_resize_matches_pillow() -> Result {
+    let pictures = [drawn("img.a", 640, 427)?, drawn("img.b", 37, 23)?];
+    for (picture, width, height, expected) in [
+        (0, 1024, 683, 0x2628_2cb7_018c_e7be),
+        (0, 512, 342, 0x5cb5_fd1c_5682_398a),
+        (0, 97, 500, 0x2364_790d_f371_d035),
+        (1, 1024, 637, 0x1597_e71c_0167_6740),
+        (1, 9, 40, 0x87d7_370f_3ce9_0653),
+    ] {
+        let resized = pictures[picture].resize_bilinear(width, height);
+        assert_eq!(fnv(resized.pixels()), expected, "{width}x{height}");
+    }
+    Ok(())
+}
+
 #[test]
 fn normalised_matches_reference() -> Result {
     let values = drawn("img.c", 448, 300)?.resize(448, 448).normalised();

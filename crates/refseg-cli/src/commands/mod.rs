@@ -8,27 +8,32 @@ pub(crate) mod info;
 pub(crate) mod init;
 mod judgement;
 mod opened;
+pub(crate) mod sam;
 pub(crate) mod scenes;
 pub(crate) mod score;
 pub(crate) mod segment;
 pub(crate) mod train;
 
 use std::{
+    fs,
     path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use refseg::{
     Options, Predictor,
+    mask::Rle,
     predictor::{Precision, Processor},
     weights::SaveDtype,
 };
 use refseg_data::{evaluate, scenes::Split};
+use serde::Serialize;
 
 use crate::{
     cli::{self, ComputeArgs, Dtype, SplitName},
     console::Console,
+    files::check_destination,
 };
 
 /// Unused tensors that a warning names.
@@ -36,6 +41,13 @@ const NAMED: usize = 5;
 
 /// Loads a model and warns about what it does not use; also says how long that took.
 fn load(model: &Path, compute: &ComputeArgs, console: &Console) -> Result<(Predictor, Duration)> {
+    let (predictor, took) = timed(|| Predictor::load(model, &options(compute)));
+    let predictor = predictor?;
+    warn_of_unused(predictor.name(), predictor.unused_tensors(), console);
+    Ok((predictor, took))
+}
+
+fn options(compute: &ComputeArgs) -> Options {
     let mut options = Options::default();
     options.processor = match compute.device {
         cli::Device::Cpu => Processor::Cpu,
@@ -43,28 +55,98 @@ fn load(model: &Path, compute: &ComputeArgs, console: &Console) -> Result<(Predi
     options.precision = match compute.precision {
         cli::Precision::F32 => Precision::F32,
     };
-    let start = Instant::now();
-    let predictor = Predictor::load(model, &options)?;
-    let took = start.elapsed();
-    let unused = predictor.unused_tensors();
-    if !unused.is_empty() {
-        let names: Vec<String> = unused
-            .iter()
-            .take(NAMED)
-            .map(|key| format!("`{key}`"))
-            .collect();
-        let more = unused.len() - names.len();
-        let more = if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        };
-        let (names, name) = (names.join(", "), predictor.name());
-        console.warn(format_args!(
-            "{name} has tensors that no part of the network uses: {names}{more}"
-        ));
+    options
+}
+
+fn warn_of_unused(model: &str, unused: &[String], console: &Console) {
+    if unused.is_empty() {
+        return;
     }
-    Ok((predictor, took))
+    let names: Vec<String> = unused
+        .iter()
+        .take(NAMED)
+        .map(|key| format!("`{key}`"))
+        .collect();
+    let more = unused.len() - names.len();
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    let names = names.join(", ");
+    console.warn(format_args!(
+        "{model} has tensors that no part of the network uses: {names}{more}"
+    ));
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    let result = work();
+    (result, start.elapsed())
+}
+
+/// Checks that a file can be written, and that it is not the picture itself.
+fn check_output(path: &Path, image: &Path) -> Result<()> {
+    // A picture that cannot be read has an error of its own.
+    if image.exists() {
+        check_destination(path)?;
+    }
+    let is_same_file = match (fs::canonicalize(path), fs::canonicalize(image)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if is_same_file {
+        bail!(
+            "`{}`: is the picture itself, which is never overwritten",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Longest part of a phrase in a file's name, in bytes: file systems allow 255 in all.
+const LONGEST_IN_NAME: usize = 60;
+
+/// `STEM.01.the-red-ring.png`: numbered, so that names differ whatever the phrases are.
+fn mask_name(stem: &str, number: usize, count: usize, phrase: &str) -> String {
+    let digits = count.to_string().len().max(2);
+    let mut words = String::new();
+    for word in phrase
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+    {
+        let word = word.to_lowercase();
+        if words.len() + 1 + word.len() > LONGEST_IN_NAME {
+            break;
+        }
+        words.push(if words.is_empty() { '.' } else { '-' });
+        words.push_str(&word);
+    }
+    format!("{stem}.{number:0digits$}{words}.png")
+}
+
+/// A picture in a JSON document.
+#[derive(Serialize)]
+struct Picture<'a> {
+    path: &'a str,
+    width: u32,
+    height: u32,
+}
+
+/// A run-length code in a JSON document.
+#[derive(Serialize)]
+struct Code {
+    size: [usize; 2],
+    counts: String,
+}
+
+impl From<Rle> for Code {
+    fn from(rle: Rle) -> Self {
+        Self {
+            size: rle.size,
+            counts: rle.counts,
+        }
+    }
 }
 
 /// The middle of some durations, in milliseconds.
@@ -190,5 +272,16 @@ mod tests {
         assert_eq!(with_commas(123), "123");
         assert_eq!(readable_bytes(3_760_000_000), "3.76 GB");
         assert_eq!(counted(1, "phrase"), "1 phrase");
+    }
+
+    #[test]
+    fn masks_are_named_by_number_and_phrase() {
+        assert_eq!(
+            mask_name("cat", 1, 3, "the red Ring!"),
+            "cat.01.the-red-ring.png"
+        );
+        assert_eq!(mask_name("cat", 7, 100, "../../etc"), "cat.007.etc.png");
+        assert_eq!(mask_name("cat", 2, 3, "😀"), "cat.02.png");
+        assert!(mask_name("cat", 2, 3, &"word ".repeat(1000)).len() < 80);
     }
 }

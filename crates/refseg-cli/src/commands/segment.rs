@@ -1,29 +1,26 @@
 //! `refseg segment`: finds what phrases mean in a picture.
 
-mod npy;
+use std::{fs, path::PathBuf};
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use owo_colors::Style;
 use refseg::{
     Image, Scene, Segmentation,
     image::DecodeOptions,
-    mask::Rle,
     predictor::{MAX_PHRASE_BYTES, PredictorError},
 };
 use serde::Serialize;
 
-use super::{counted, load, median_ms, milliseconds, readable_ms, with_commas};
+use super::{
+    Code, Picture, check_output, counted, load, mask_name, median_ms, milliseconds, readable_ms,
+    timed, with_commas,
+};
 use crate::{
     cli::SegmentArgs,
     console::Console,
     failure::Hint,
-    files::{check_destination, write_whole},
+    files::write_whole,
+    npy,
     overlay::{self, Entry, Field},
     table::{Align, Cell, Table},
 };
@@ -108,12 +105,6 @@ fn answer(
     }
 }
 
-fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let start = Instant::now();
-    let result = work();
-    (result, start.elapsed())
-}
-
 /// Files to write, checked before the work begins.
 struct Outputs {
     overlay: Option<PathBuf>,
@@ -132,16 +123,7 @@ impl Outputs {
         let beside = || args.image.with_file_name(format!("{stem}.overlay.png"));
         let overlay = (!args.no_overlay).then(|| args.overlay.clone().unwrap_or_else(beside));
         for path in overlay.iter().chain(&args.probs) {
-            // A picture that cannot be read has an error of its own.
-            if args.image.exists() {
-                check_destination(path)?;
-            }
-            if is_same_file(path, &args.image) {
-                bail!(
-                    "`{}`: is the picture itself, which is never overwritten",
-                    path.display()
-                );
-            }
+            check_output(path, &args.image)?;
         }
         Ok(Self { overlay, stem })
     }
@@ -164,7 +146,7 @@ impl Outputs {
             console.note(format_args!("wrote {masks} to {}", folder.display()));
         }
         if let Some(path) = &args.probs {
-            write_whole(path, &npy::probabilities(results))?;
+            write_whole(path, &probabilities(results))?;
             console.note(format_args!("wrote {}", path.display()));
         }
         if let Some(path) = &self.overlay {
@@ -179,6 +161,13 @@ impl Outputs {
     }
 }
 
+/// Probabilities of all phrases as a file, `[phrases, side, side]`.
+fn probabilities(results: &[Segmentation]) -> Vec<u8> {
+    let side = results.first().map_or(0, |result| result.side);
+    let values = results.iter().flat_map(|result| &result.probabilities);
+    npy::encode([results.len(), side, side], values)
+}
+
 fn entry(result: &Segmentation) -> Entry<'_> {
     Entry {
         phrase: &result.phrase,
@@ -187,34 +176,6 @@ fn entry(result: &Segmentation) -> Entry<'_> {
             side: result.side,
         }),
     }
-}
-
-fn is_same_file(a: &Path, b: &Path) -> bool {
-    match (fs::canonicalize(a), fs::canonicalize(b)) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    }
-}
-
-/// Longest part of a phrase in a file's name, in bytes: file systems allow 255 in all.
-const LONGEST_IN_NAME: usize = 60;
-
-/// `STEM.01.the-red-ring.png`: numbered, so that names differ whatever the phrases are.
-fn mask_name(stem: &str, number: usize, count: usize, phrase: &str) -> String {
-    let digits = count.to_string().len().max(2);
-    let mut words = String::new();
-    for word in phrase
-        .split(|c: char| !c.is_alphanumeric())
-        .filter(|word| !word.is_empty())
-    {
-        let word = word.to_lowercase();
-        if words.len() + 1 + word.len() > LONGEST_IN_NAME {
-            break;
-        }
-        words.push(if words.is_empty() { '.' } else { '-' });
-        words.push_str(&word);
-    }
-    format!("{stem}.{number:0digits$}{words}.png")
 }
 
 /// The result as people read it.
@@ -268,13 +229,6 @@ struct Document<'a> {
 }
 
 #[derive(Serialize)]
-struct Picture<'a> {
-    path: &'a str,
-    width: u32,
-    height: u32,
-}
-
-#[derive(Serialize)]
 struct Answer<'a> {
     phrase: &'a str,
     found: bool,
@@ -317,21 +271,6 @@ struct CodedAnswer<'a> {
 }
 
 #[derive(Serialize)]
-struct Code {
-    size: [usize; 2],
-    counts: String,
-}
-
-impl From<Rle> for Code {
-    fn from(rle: Rle) -> Self {
-        Self {
-            size: rle.size,
-            counts: rle.counts,
-        }
-    }
-}
-
-#[derive(Serialize)]
 struct Timings {
     load: f64,
     encode: f64,
@@ -353,21 +292,5 @@ impl Timings {
             counted(self.phrases.len(), "phrase"),
             readable_ms(phrases),
         ));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn masks_are_named_by_number_and_phrase() {
-        assert_eq!(
-            mask_name("cat", 1, 3, "the red Ring!"),
-            "cat.01.the-red-ring.png"
-        );
-        assert_eq!(mask_name("cat", 7, 100, "../../etc"), "cat.007.etc.png");
-        assert_eq!(mask_name("cat", 2, 3, "😀"), "cat.02.png");
-        assert!(mask_name("cat", 2, 3, &"word ".repeat(1000)).len() < 80);
     }
 }

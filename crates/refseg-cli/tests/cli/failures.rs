@@ -11,6 +11,15 @@ fn huge_png() -> Vec<u8> {
     png
 }
 
+/// A file of zeros as NumPy writes it.
+fn npy(shape: &str, count: usize) -> Vec<u8> {
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
+    let mut bytes = b"\x93NUMPY\x01\0\x76\0".to_vec();
+    bytes.extend(format!("{header:<117}\n").as_bytes());
+    bytes.extend(vec![0; 4 * count]);
+    bytes
+}
+
 /// A desk with good and bad pictures, and with folders in the way.
 fn desk() -> Desk {
     let desk = Desk::new()
@@ -18,6 +27,8 @@ fn desk() -> Desk {
         .with("images/bad_format.gif");
     desk.write("empty.png", b"");
     desk.write("huge.png", &huge_png());
+    desk.write("small.npy", &npy("(2, 2)", 4));
+    desk.write("two.npy", &npy("(2, 64, 64)", 2 * 64 * 64));
     let picture = std::fs::read(fixture(MODEL).join("image.png")).expect("the fixture's picture");
     desk.write("truncated.png", &picture[..picture.len() / 2]);
     for folder in ["taken", "no-weights", "not-a-config"] {
@@ -40,6 +51,9 @@ fn failures_are_sentences_and_leave_nothing() {
     let model = fixture(MODEL).display().to_string();
     let lora = fixture(LORA_MODEL).display().to_string();
     let (model, lora) = (model.as_str(), lora.as_str());
+    let sam = fixture("sam/sam-vit-tiny").display().to_string();
+    let sam = &["sam", "image.png", "-m", &sam][..];
+    let sam = |args: &[&'static str]| [sam, args].concat();
     let cases: &[(i32, &[&str])] = &[
         (2, &["segment", "image.png"]),
         (2, &["segment", "image.png", ""]),
@@ -127,8 +141,40 @@ fn failures_are_sentences_and_leave_nothing() {
         (1, &["train", "--out", "new", "--learning-rate=-1"]),
         (1, &["train", "--out", "image.png"]),
     ];
+    let sam_cases = [
+        (2, sam(&[])),
+        (2, sam(&["--point", "3"])),
+        (2, sam(&["--box", "1,2,3,x"])),
+        (
+            2,
+            sam(&["--box", "1,2,3,4", "--box", "1,2,3,4", "--not", "1,2"]),
+        ),
+        (2, vec!["sam", "image.png", "--point", "1,2"]),
+        (1, sam(&["--point", "-1,2"])),
+        (1, sam(&["--point", "320.5,2"])),
+        (1, sam(&["--box", "9,2,3,4"])),
+        (1, sam(&["--point", "1,2", "--mask-input", "missing.npy"])),
+        (1, sam(&["--point", "1,2", "--mask-input", "image.png"])),
+        (1, sam(&["--point", "1,2", "--mask-input", "small.npy"])),
+        (1, sam(&["--point", "1,2", "--mask-input", "two.npy"])),
+        (1, sam(&["--point", "1,2", "--logits", "image.png"])),
+        (1, sam(&["--point", "1,2", "--low-res", "taken"])),
+        (1, sam(&["--point", "1,2", "--decoder", "missing.pt"])),
+        (1, vec!["sam", "missing.png", "-m", model, "--point", "1,2"]),
+        (
+            1,
+            vec!["sam", "image.png", "-m", "sam_vit_b.pth", "--point", "1,2"],
+        ),
+        (1, vec!["sam", "image.png", "-m", "taken", "--point", "1,2"]),
+        (
+            1,
+            vec!["sam", "image.png", "-m", "image.png", "--point", "1,2"],
+        ),
+        (1, vec!["sam", "image.png", "-m", model, "--point", "1,2"]),
+    ];
+    let sam_cases = sam_cases.iter().map(|(code, args)| (*code, &args[..]));
     let mut transcript = String::new();
-    for &(code, args) in cases {
+    for (code, args) in cases.iter().copied().chain(sam_cases) {
         let ran = desk.run(args);
         transcript += &ran.transcript(args);
         transcript.push('\n');

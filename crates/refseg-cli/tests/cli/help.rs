@@ -6,7 +6,8 @@ use crate::desk::{Desk, check_snapshot};
 fn help_screens() {
     let desk = Desk::new();
     let commands = [
-        "", "segment", "info", "init", "convert", "bench", "eval", "score", "scenes", "train",
+        "", "segment", "sam", "info", "init", "convert", "bench", "eval", "score", "scenes",
+        "train",
     ];
     for command in commands {
         let args: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();

@@ -9,5 +9,6 @@ mod evaluation;
 mod failures;
 mod help;
 mod models;
+mod sam;
 mod segment;
 mod training;

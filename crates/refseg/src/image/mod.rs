@@ -3,7 +3,7 @@
 //!
 //! A model sees exactly what its Python reference saw: JPEG is decoded as
 //! libjpeg-turbo does it, and [`Image::resize`] reproduces Pillow's bicubic filter bit
-//! for bit. (Pillow up to 11: later versions run the vertical pass first for some very
+//! for bit, [`Image::resize_bilinear`] its bilinear one. (Pillow up to 11: later versions run the vertical pass first for some very
 //! narrow pictures, then for more of them.)
 
 mod decode;
@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ::image::codecs::png::PngEncoder;
 use ::image::{ExtendedColorType, ImageEncoder};
 use libjpeg_turbo_rs::{PixelFormat, Subsampling};
+
+use self::resize::Filter;
 
 /// Mean of each colour channel over ImageNet, for values in 0–1.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -150,6 +152,19 @@ impl Image {
     /// If `width` or `height` is zero: sizes come from a checked configuration, not
     /// from a picture.
     pub fn resize(&self, width: u32, height: u32) -> Self {
+        self.resize_with(width, height, Filter::Bicubic)
+    }
+
+    /// [`Image::resize`] with Pillow's bilinear filter, which mixes all the pixels that
+    /// become one when a picture shrinks.
+    ///
+    /// # Panics
+    /// As [`Image::resize`].
+    pub fn resize_bilinear(&self, width: u32, height: u32) -> Self {
+        self.resize_with(width, height, Filter::Bilinear)
+    }
+
+    fn resize_with(&self, width: u32, height: u32, filter: Filter) -> Self {
         assert!(
             width > 0 && height > 0,
             "cannot resize to {width}x{height}: both sides must be positive"
@@ -159,7 +174,7 @@ impl Image {
         Self {
             width,
             height,
-            pixels: resize::bicubic(&self.pixels, from, to),
+            pixels: resize::resize(&self.pixels, from, to, filter),
         }
     }
 
@@ -446,7 +461,10 @@ mod tests {
         assert!(image.to_jpeg(20, Chroma::Half)?.len() < jpeg.len());
         assert!(image.to_jpeg(95, Chroma::Full)?.len() > jpeg.len());
         let long = Image::from_rgb(65_536, 1, vec![0; 65_536 * 3])?;
-        assert!(matches!(long.to_jpeg(90, Chroma::Half), Err(ImageError::Encode { .. })));
+        assert!(matches!(
+            long.to_jpeg(90, Chroma::Half),
+            Err(ImageError::Encode { .. })
+        ));
         Ok(())
     }
 

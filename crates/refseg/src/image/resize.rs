@@ -1,4 +1,4 @@
-//! Bicubic resizing with the bytes of Pillow (up to version 11).
+//! Bicubic and bilinear resizing with the bytes of Pillow (up to version 11).
 //!
 //! Separable: a horizontal pass, then a vertical one, each in fixed point and rounded
 //! to 8 bits; a pass whose side stays the same is skipped.
@@ -9,15 +9,27 @@ const WEIGHT_BITS: u32 = 22;
 /// One half in the scale of the sums, so that the final shift rounds.
 const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
-/// Reach of the bicubic kernel, in pixels of the coarser side.
-const REACH: f64 = 2.0;
+/// How neighbouring pixels are mixed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Filter {
+    /// Keys' cubic with a = -0.5.
+    Bicubic,
+    /// The triangle.
+    Bilinear,
+}
 
 /// Resizes RGB pixels; `from` and `to` are (width, height), all positive.
-pub(super) fn bicubic(pixels: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
-    let wide = (from.0 != to.0).then(|| resize_rows(pixels, from.0, to.0));
+pub(super) fn resize(
+    pixels: &[u8],
+    from: (usize, usize),
+    to: (usize, usize),
+    filter: Filter,
+) -> Vec<u8> {
+    let wide =
+        (from.0 != to.0).then(|| resize_rows(pixels, &windows(from.0, to.0, filter), from.0));
     let pixels = wide.as_deref().unwrap_or(pixels);
     if from.1 != to.1 {
-        return resize_columns(pixels, to.0, from.1, to.1);
+        return resize_columns(pixels, &windows(from.1, to.1, filter), to.0);
     }
     pixels.to_vec()
 }
@@ -29,14 +41,14 @@ struct Window {
     weights: Vec<i32>,
 }
 
-fn resize_rows(pixels: &[u8], from: usize, to: usize) -> Vec<u8> {
-    let windows = windows(from, to);
+fn resize_rows(pixels: &[u8], windows: &[Window], from: usize) -> Vec<u8> {
+    let to = windows.len();
     let mut resized = vec![0; pixels.len() / from * to];
     let rows = pixels.chunks_exact(from * 3);
     for (row, resized) in rows.zip(resized.chunks_exact_mut(to * 3)) {
         let (row, _) = row.as_chunks::<3>();
         let (resized, _) = resized.as_chunks_mut::<3>();
-        for (rgb, window) in resized.iter_mut().zip(&windows) {
+        for (rgb, window) in resized.iter_mut().zip(windows) {
             *rgb = weighted_sum(&row[window.first..], &window.weights).map(to_level);
         }
     }
@@ -53,11 +65,11 @@ fn weighted_sum(pixels: &[[u8; 3]], weights: &[i32]) -> [i32; 3] {
     [red, green, blue]
 }
 
-fn resize_columns(pixels: &[u8], width: usize, from: usize, to: usize) -> Vec<u8> {
+fn resize_columns(pixels: &[u8], windows: &[Window], width: usize) -> Vec<u8> {
     let stride = width * 3;
-    let mut resized = Vec::with_capacity(stride * to);
+    let mut resized = Vec::with_capacity(stride * windows.len());
     let mut sums = vec![HALF; stride];
-    for window in windows(from, to) {
+    for window in windows {
         sums.fill(HALF);
         let rows = pixels[window.first * stride..].chunks_exact(stride);
         for (row, &weight) in rows.zip(&window.weights) {
@@ -74,17 +86,17 @@ fn to_level(sum: i32) -> u8 {
     (sum >> WEIGHT_BITS).clamp(0, 255) as u8
 }
 
-fn windows(from: usize, to: usize) -> Vec<Window> {
+fn windows(from: usize, to: usize, filter: Filter) -> Vec<Window> {
     let scale = from as f64 / to as f64;
     // Shrinking stretches the kernel over all the pixels that become one.
     let stretch = scale.max(1.0);
-    let reach = REACH * stretch;
+    let reach = filter.reach() * stretch;
     let window = |index: usize| {
         let centre = (index as f64 + 0.5) * scale;
         let first = (centre - reach + 0.5).max(0.0) as usize;
         let end = ((centre + reach + 0.5) as usize).min(from);
         let weights: Vec<f64> = (first..end)
-            .map(|pixel| kernel((pixel as f64 - centre + 0.5) / stretch))
+            .map(|pixel| filter.weight((pixel as f64 - centre + 0.5) / stretch))
             .collect();
         let total: f64 = weights.iter().sum();
         Window {
@@ -100,15 +112,23 @@ fn to_fixed(weight: f64) -> i32 {
     (scaled + 0.5_f64.copysign(scaled)) as i32
 }
 
-/// Keys' cubic with a = -0.5.
-fn kernel(distance: f64) -> f64 {
-    let t = distance.abs();
-    if t < 1.0 {
-        (1.5 * t - 2.5) * t * t + 1.0
-    } else if t < REACH {
-        ((-0.5 * t + 2.5) * t - 4.0) * t + 2.0
-    } else {
-        0.0
+impl Filter {
+    /// How far it reaches, in pixels of the coarser side.
+    fn reach(self) -> f64 {
+        match self {
+            Self::Bicubic => 2.0,
+            Self::Bilinear => 1.0,
+        }
+    }
+
+    fn weight(self, distance: f64) -> f64 {
+        let t = distance.abs();
+        match self {
+            Self::Bicubic if t < 1.0 => (1.5 * t - 2.5) * t * t + 1.0,
+            Self::Bicubic if t < 2.0 => ((-0.5 * t + 2.5) * t - 4.0) * t + 2.0,
+            Self::Bilinear if t < 1.0 => 1.0 - t,
+            Self::Bicubic | Self::Bilinear => 0.0,
+        }
     }
 }
 
@@ -118,8 +138,13 @@ mod tests {
 
     #[test]
     fn weights_of_every_window_sum_to_one() {
-        for (from, to) in [(1, 1), (1, 448), (640, 448), (23, 448), (65_535, 7)] {
-            for window in windows(from, to) {
+        let sizes = [(1, 1), (1, 448), (640, 448), (23, 448), (65_535, 7)];
+        let filters = [Filter::Bicubic, Filter::Bilinear];
+        for ((from, to), filter) in sizes
+            .into_iter()
+            .flat_map(|size| filters.map(|f| (size, f)))
+        {
+            for window in windows(from, to, filter) {
                 let sum: i32 = window.weights.iter().sum();
                 let rounding = window.weights.len() as i32;
                 assert!(
@@ -136,7 +161,9 @@ mod tests {
         for (from, to) in [((1, 1), (5, 3)), ((9, 200), (4, 4)), ((3, 3), (3, 3))] {
             let pixels = [255, 0, 77].repeat(from.0 * from.1);
             let expected = [255, 0, 77].repeat(to.0 * to.1);
-            assert_eq!(bicubic(&pixels, from, to), expected);
+            for filter in [Filter::Bicubic, Filter::Bilinear] {
+                assert_eq!(resize(&pixels, from, to, filter), expected);
+            }
         }
     }
 }

@@ -152,11 +152,7 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        let root = Fields {
-            path,
-            name: String::new(),
-            object: root.as_object(),
-        };
+        let root = Fields::root(&root, path);
         let vision = root.object("vision_config");
         let language = root.object("llm_config");
 
@@ -381,7 +377,7 @@ impl Config {
 }
 
 /// A JSON object and what to call it in errors.
-struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     path: &'a Path,
     /// Dotted names of the enclosing objects, with a dot at the end.
     name: String,
@@ -392,7 +388,16 @@ struct Fields<'a> {
 const LARGEST_SIZE: u64 = 1 << 24;
 
 impl<'a> Fields<'a> {
-    fn object(&self, field: &str) -> Fields<'a> {
+    /// The fields of a whole file.
+    pub(crate) fn root(root: &'a Value, path: &'a Path) -> Self {
+        Self {
+            path,
+            name: String::new(),
+            object: root.as_object(),
+        }
+    }
+
+    pub(crate) fn object(&self, field: &str) -> Fields<'a> {
         Fields {
             path: self.path,
             name: format!("{}{field}.", self.name),
@@ -400,13 +405,13 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn value(&self, field: &str) -> Option<&'a Value> {
+    pub(crate) fn value(&self, field: &str) -> Option<&'a Value> {
         self.object
             .and_then(|object| object.get(field))
             .filter(|value| !value.is_null())
     }
 
-    fn wrong(&self, field: &str, expected: &str) -> ConfigError {
+    pub(crate) fn wrong(&self, field: &str, expected: &str) -> ConfigError {
         ConfigError::Field {
             path: self.path.to_owned(),
             field: format!("{}{field}", self.name),
@@ -417,13 +422,22 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn size(&self, field: &str) -> Result<usize, ConfigError> {
+    pub(crate) fn size(&self, field: &str) -> Result<usize, ConfigError> {
         let size = self
             .value(field)
             .and_then(Value::as_u64)
             .filter(|n| (1..=LARGEST_SIZE).contains(n));
         size.map(|n| n as usize)
             .ok_or_else(|| self.wrong(field, "a positive whole number"))
+    }
+
+    /// A list of whole numbers, zero included.
+    pub(crate) fn sizes(&self, field: &str) -> Result<Vec<usize>, ConfigError> {
+        let size = |value: &Value| value.as_u64().filter(|&n| n <= LARGEST_SIZE);
+        let sizes = self.value(field).and_then(Value::as_array);
+        sizes
+            .and_then(|sizes| sizes.iter().map(|v| Some(size(v)? as usize)).collect())
+            .ok_or_else(|| self.wrong(field, "a list of whole numbers"))
     }
 
     fn size_or(&self, field: &str, default: usize) -> Result<usize, ConfigError> {
@@ -442,7 +456,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn real_or(&self, field: &str, default: f64) -> Result<f64, ConfigError> {
+    pub(crate) fn real_or(&self, field: &str, default: f64) -> Result<f64, ConfigError> {
         match self.value(field) {
             None => Ok(default),
             Some(value) => {

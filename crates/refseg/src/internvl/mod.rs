@@ -5,6 +5,7 @@ mod language;
 mod projector;
 mod vision;
 
+pub(crate) use config::Fields;
 pub use config::{
     Config, ConfigError, LanguageConfig, LanguageFamily, UnshuffleVersion, VisionConfig,
 };

@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::VisionConfig;
 use crate::{
-    nn::{LayerNorm, Linear, Tensors, attention, gelu, split_heads},
+    nn::{LayerNorm, Linear, Tensors, attention, gelu, patches, split_heads},
     weights::WeightsError,
 };
 
@@ -172,17 +172,4 @@ impl Block {
         let (query, key, value) = (heads(&self.query), heads(&self.key), heads(&self.value));
         self.proj.forward(attention(query, key, value, None))
     }
-}
-
-/// Cuts pictures into patches, each flattened channel by channel.
-///
-/// # Shapes
-/// `(B, 3, S, S)` to `(B, P, 3·patch²)`.
-fn patches(pixels: Tensor<4>, patch: usize) -> Tensor<3> {
-    let [batch, channels, height, width] = pixels.dims();
-    let (rows, columns) = (height / patch, width / patch);
-    pixels
-        .reshape([batch, channels, rows, patch, columns, patch])
-        .permute([0, 2, 4, 1, 3, 5])
-        .reshape([batch, rows * columns, channels * patch * patch])
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::kernels::softmax;
+use super::kernels;
 
 /// `softmax(q·kᵀ/√d + mask) · v`, where a group of query heads shares one
 /// key-value head: query head `h` reads key-value head `h / (H / G)`.
@@ -10,7 +10,7 @@ use super::kernels::softmax;
 /// # Shapes
 /// - `q`: `(B, H, L, d)`
 /// - `k`, `v`: `(B, G, M, d)`, `G` dividing `H`
-/// - `mask`: added to the scores, `(1, 1, L, M)` or `(B, 1, L, M)`
+/// - `mask`: added to the scores, `(1, 1, L, M)`, `(B, 1, L, M)` or `(1, H, L, M)`
 /// - returns `(B, L, H·d)`
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&Tensor<4>>) -> Tensor<3> {
     let [batch, heads, length, head_dim] = q.dims();
@@ -32,6 +32,11 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&Tensor<
         .reshape([batch, heads, length, head_dim])
         .swap_dims(1, 2)
         .reshape([batch, length, heads * head_dim])
+}
+
+/// Softmax over the last dimension.
+pub fn softmax<const R: usize>(x: Tensor<R>) -> Tensor<R> {
+    kernels::softmax(x)
 }
 
 /// Cuts the last dimension into heads.

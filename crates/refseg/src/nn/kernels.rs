@@ -1,6 +1,6 @@
 //! Fused kernels that the framework lacks on the CPU, with their derivatives.
 //!
-//! The framework computes exact GELU one `erf` call at a time, and builds norms
+//! The framework computes GELU one `erf` or `tanh` call at a time, and builds norms
 //! and softmax from a dozen passes over memory once gradients are wanted. Here
 //! each is one pass. Loops are plain Rust; `pulp` compiles them for every
 //! instruction set and picks the widest one the machine has.
@@ -23,7 +23,15 @@ use rayon::prelude::*;
 
 /// Exact GELU, `x · Φ(x)`.
 pub(super) fn gelu<const R: usize>(x: Tensor<R>) -> Tensor<R> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::gelu_erf(x.into_dispatch()))
+    Tensor::from_dispatch(<Dispatch as Kernels>::gelu_of_form(x.into_dispatch(), true))
+}
+
+/// GELU with the tanh form of `Φ`.
+pub(super) fn gelu_tanh<const R: usize>(x: Tensor<R>) -> Tensor<R> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::gelu_of_form(
+        x.into_dispatch(),
+        false,
+    ))
 }
 
 /// Softmax over the last dimension.
@@ -58,8 +66,12 @@ fn norm<const R: usize>(x: Tensor<R>, weight: Tensor<1>, epsilon: f64, centred: 
 /// The kernels and the backward passes of each.
 #[backend_extension(Flex, Autodiff)]
 pub(super) trait Kernels: Backend {
-    fn gelu_erf(x: FloatTensor<Self>) -> FloatTensor<Self>;
-    fn gelu_erf_backward(x: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn gelu_of_form(x: FloatTensor<Self>, exact: bool) -> FloatTensor<Self>;
+    fn gelu_of_form_backward(
+        x: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        exact: bool,
+    ) -> FloatTensor<Self>;
     fn softmax_last(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn softmax_last_backward(
         y: FloatTensor<Self>,
@@ -87,22 +99,32 @@ pub(super) trait Kernels: Backend {
 }
 
 impl Kernels for Flex {
-    fn gelu_erf(x: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn gelu_of_form(x: FloatTensor<Self>, exact: bool) -> FloatTensor<Self> {
         map_rows(&[&x], |[x], out| {
+            let pairs = out.iter_mut().zip(x);
             vectorised(|| {
-                out.iter_mut()
-                    .zip(x)
-                    .for_each(|(out, &x)| *out = x * phi(x).0)
-            })
+                if exact {
+                    pairs.for_each(|(out, &x)| *out = x * phi(x).0);
+                } else {
+                    pairs.for_each(|(out, &x)| *out = x * phi_tanh(x).0);
+                }
+            });
         })
     }
 
-    fn gelu_erf_backward(x: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn gelu_of_form_backward(
+        x: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        exact: bool,
+    ) -> FloatTensor<Self> {
+        let slope = |x: f32, (cumulative, density): (f32, f32)| cumulative + x * density;
         map_rows(&[&x, &gradient], |[x, gradient], out| {
+            let all = out.iter_mut().zip(x).zip(gradient);
             vectorised(|| {
-                for ((out, &x), &gradient) in out.iter_mut().zip(x).zip(gradient) {
-                    let (cumulative, density) = phi(x);
-                    *out = gradient * (cumulative + x * density);
+                if exact {
+                    all.for_each(|((out, &x), &gradient)| *out = gradient * slope(x, phi(x)));
+                } else {
+                    all.for_each(|((out, &x), &gradient)| *out = gradient * slope(x, phi_tanh(x)));
                 }
             });
         })
@@ -214,11 +236,11 @@ impl Kernels for Flex {
 }
 
 impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
-    fn gelu_erf(x: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn gelu_of_form(x: FloatTensor<Self>, exact: bool) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Gelu;
         impl<B: Backend + Kernels> Backward<B, 1> for Gelu {
-            type State = FloatTensor<B>;
+            type State = (FloatTensor<B>, bool);
 
             fn backward(
                 self,
@@ -227,17 +249,18 @@ impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 _: &mut Checkpointer,
             ) {
                 let gradient = gradients.consume::<B>(&ops.node);
+                let (x, exact) = ops.state;
                 if let [Some(node)] = ops.parents {
-                    gradients.register::<B>(node.id, B::gelu_erf_backward(ops.state, gradient));
+                    gradients.register::<B>(node.id, B::gelu_of_form_backward(x, gradient, exact));
                 }
             }
         }
         match Gelu.prepare::<C>([x.node()]).compute_bound().stateful() {
             OpsKind::Tracked(step) => {
                 let x = x.into_primitive();
-                step.finish(x.clone(), B::gelu_erf(x))
+                step.finish((x.clone(), exact), B::gelu_of_form(x, exact))
             }
-            OpsKind::UnTracked(step) => step.finish(B::gelu_erf(x.into_primitive())),
+            OpsKind::UnTracked(step) => step.finish(B::gelu_of_form(x.into_primitive(), exact)),
         }
     }
 
@@ -318,7 +341,11 @@ impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         }
     }
 
-    fn gelu_erf_backward(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn gelu_of_form_backward(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: bool,
+    ) -> FloatTensor<Self> {
         unreachable!("nothing here is differentiated twice")
     }
 
@@ -475,6 +502,19 @@ fn phi(x: f32) -> (f32, f32) {
     (cumulative, bell * INVERSE_ROOT_TAU)
 }
 
+/// `½ · (1 + tanh u)`, `u = √(2/π) · (x + 0.044715·x³)`, which is close to `Φ(x)`, and its derivative.
+#[inline(always)]
+fn phi_tanh(x: f32) -> (f32, f32) {
+    const CUBE: f32 = 0.044_715;
+    /// 2·√(2/π), since `½ · (1 + tanh u)` is the sigmoid of `2u`.
+    const TWICE_ROOT: f32 = 1.595_769_1;
+    let square = x * x;
+    let twice_u = TWICE_ROOT * x * (1.0 + CUBE * square);
+    let slope = TWICE_ROOT * (1.0 + 3.0 * CUBE * square);
+    let cumulative = 1.0 / (1.0 + exp(-twice_u));
+    (cumulative, cumulative * (1.0 - cumulative) * slope)
+}
+
 /// `eˣ`, off by at most two units in the last place between −87 and 88; 0 below.
 #[expect(
     clippy::excessive_precision,
@@ -549,6 +589,16 @@ mod tests {
     }
 
     #[test]
+    fn gelu_tanh_agrees_with_the_framework() {
+        let device = Device::flex();
+        let x = Tensor::<2>::random([37, 51], Distribution::Normal(0.0, 3.0), &device);
+        let expected = values(activation::gelu_approximate(x.clone()));
+        assert_close(&values(gelu_tanh(x)), &expected, 1e-6);
+        let far = Tensor::<1>::from_floats([-1e6, -100.0, 100.0, 1e6], &device);
+        assert_close(&values(gelu_tanh(far)), &[0.0, 0.0, 100.0, 1e6], 1e-30);
+    }
+
+    #[test]
     fn softmax_agrees_with_the_framework_and_keeps_masked_keys_at_zero() {
         let device = Device::flex();
         let x = Tensor::<2>::random([9, 131], Distribution::Normal(0.0, 4.0), &device);
@@ -588,6 +638,11 @@ mod tests {
         });
         compare(&|x, _| gelu(x), &|x, _| {
             x.clone() * ((x * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5
+        });
+        compare(&|x, _| gelu_tanh(x), &|x, _| {
+            let root = (2.0 / std::f64::consts::PI).sqrt();
+            let u = (x.clone() + x.clone() * x.clone() * x.clone() * 0.044715) * root;
+            x * (u.tanh() + 1.0) * 0.5
         });
         compare(&|x, w| layer_norm(x, w, 1e-5), &|x, w| {
             let x = x.clone() - x.mean_dim(1);

@@ -65,6 +65,11 @@ pub fn gelu<const R: usize>(x: Tensor<R>) -> Tensor<R> {
     kernels::gelu(x)
 }
 
+/// GELU in its tanh form, for networks that were trained with it.
+pub fn gelu_tanh<const R: usize>(x: Tensor<R>) -> Tensor<R> {
+    kernels::gelu_tanh(x)
+}
+
 /// `x · sigmoid(x)`.
 pub fn silu<const R: usize>(x: Tensor<R>) -> Tensor<R> {
     activation::silu(x)

@@ -6,6 +6,7 @@
 
 mod attention;
 mod blueprint;
+mod conv;
 mod kernels;
 mod linear;
 mod norm;
@@ -13,9 +14,10 @@ mod rope;
 mod stored;
 mod tensors;
 
-pub use attention::{attention, split_heads};
+pub use attention::{attention, softmax, split_heads};
 pub use blueprint::{Blueprint, Part};
-pub use linear::{Linear, gelu, silu};
+pub use conv::{Conv2d, ConvShape, patches};
+pub use linear::{Linear, gelu, gelu_tanh, silu};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rope::Rope;
 pub use stored::StoredTensors;

@@ -12,6 +12,8 @@ use crate::weights::{Weights, WeightsError};
 pub struct StoredTensors<'a> {
     weights: &'a Weights,
     device: Device,
+    /// Where the sizes stand that tensors are compared with.
+    sizes_from: &'static str,
     used: RefCell<HashSet<String>>,
 }
 
@@ -21,7 +23,16 @@ impl<'a> StoredTensors<'a> {
         Self {
             weights,
             device,
+            sizes_from: "in config.json",
             used: RefCell::default(),
+        }
+    }
+
+    /// The same for a checkpoint without a `config.json`, whose sizes its own tensors tell.
+    pub fn without_config(weights: &'a Weights, device: Device) -> Self {
+        Self {
+            sizes_from: "as other tensors tell it",
+            ..Self::new(weights, device)
         }
     }
 
@@ -40,7 +51,7 @@ impl TensorSource for StoredTensors<'_> {
     ) -> Result<Tensor<1>, WeightsError> {
         let values =
             self.weights
-                .read_f32(key, shape, &format!("`{implied_by}` in config.json"))?;
+                .read_f32(key, shape, &format!("`{implied_by}` {}", self.sizes_from))?;
         self.used.borrow_mut().insert(key.to_owned());
         let count = values.len();
         Ok(Tensor::from_data(

@@ -149,6 +149,43 @@ impl Weights {
         Self::from_stored(path.to_owned(), vec![file], stored, &LoraScale::default())
     }
 
+    /// The same tensors under other names.
+    ///
+    /// # Errors
+    /// When two of them come to have the same.
+    pub fn renamed(self, rename: impl Fn(&str) -> String) -> Result<Self, WeightsError> {
+        let mut tensors = BTreeMap::<String, Tensor>::new();
+        for (name, tensor) in self.tensors {
+            let key = rename(&name);
+            if let Some(other) = tensors.get(&key) {
+                return Err(WeightsError::Duplicate {
+                    path: self.path,
+                    first: other.stored.name.clone(),
+                    second: tensor.stored.name,
+                    key,
+                });
+            }
+            tensors.insert(key, tensor);
+        }
+        Ok(Self { tensors, ..self })
+    }
+
+    /// These weights with those of `over` in place of, or beside, their own.
+    #[must_use]
+    pub fn overlaid(mut self, over: Self) -> Self {
+        let first = self.files.len();
+        self.files.extend(over.files);
+        for (key, mut tensor) in over.tensors {
+            tensor.stored.file += first;
+            if let Some(lora) = &mut tensor.lora {
+                lora.a.file += first;
+                lora.b.file += first;
+            }
+            self.tensors.insert(key, tensor);
+        }
+        self
+    }
+
     /// The weight file, or the index file of a sharded model.
     pub fn path(&self) -> &Path {
         &self.path
