@@ -333,10 +333,10 @@ impl FromStr for DatasetName {
         match name {
             "scenes" => Ok(Self::Scenes),
             "vqav2" => Ok(Self::Vqav2),
-            _ => name
-                .parse()
-                .map(Self::Source)
-                .map_err(|error: DataError| error.to_string()),
+            _ => name.parse().map(Self::Source).map_err(|_: DataError| {
+                let known = Source::ALL.map(Source::name).join(", ");
+                format!("there is no data set `{name}`; expected one of scenes, {known}, vqav2")
+            }),
         }
     }
 }

@@ -42,7 +42,7 @@ fn run_check(args: &DataCheckArgs, console: &Console) -> Result<()> {
     for set in &report.sets {
         for split in &set.splits {
             for line in findings(split) {
-                console.result(format_args!("{}/{}: {line}", set.name, split.split))?;
+                console.result(format_args!("{}/{}, {line}", set.name, split.split))?;
             }
         }
     }
@@ -100,7 +100,7 @@ fn compared(found: Option<usize>, published: Option<usize>) -> String {
     }
 }
 
-/// What is wrong with a split, a sentence for each sort.
+/// What is wrong with a split, a paragraph for each sort.
 fn findings(split: &SplitReport) -> Vec<String> {
     let found = |list: &[refseg_data::dataset::Finding]| -> Vec<String> {
         let sentence = |it: &refseg_data::dataset::Finding| format!("{}: {}", it.entry, it.problem);
@@ -119,25 +119,28 @@ fn findings(split: &SplitReport) -> Vec<String> {
         )
     });
     let sorts = [
-        ("cannot be read", split.error.iter().cloned().collect()),
-        ("entries that cannot be used", split.skipped.clone()),
-        ("pictures are missing", missing.collect()),
         (
-            "pictures cannot be decoded",
+            "files that cannot be read",
+            split.error.iter().cloned().collect(),
+        ),
+        ("entries that cannot be used", split.skipped.clone()),
+        ("missing pictures", missing.collect()),
+        (
+            "pictures that cannot be decoded",
             found(&split.unreadable_pictures),
         ),
         (
-            "pictures have another size than stated",
+            "pictures of another size than stated",
             found(&split.wrong_sizes),
         ),
-        ("expressions mark nothing", found(&split.empty_masks)),
-        ("polygons are none", found(&split.invalid_polygons)),
+        ("expressions that mark nothing", found(&split.empty_masks)),
+        ("polygons that are none", found(&split.invalid_polygons)),
         (
-            "phrases mean different things in one picture",
+            "phrases that mean different things in one picture",
             duplicates.collect::<Vec<_>>(),
         ),
     ];
-    let sentence = |(what, list): (&str, Vec<String>)| {
+    let paragraph = |(what, list): (&str, Vec<String>)| {
         let first = list.iter().take(LISTED).map(|it| format!("\n    {it}"));
         let more = list.len().saturating_sub(LISTED);
         let more = if more > 0 {
@@ -145,15 +148,12 @@ fn findings(split: &SplitReport) -> Vec<String> {
         } else {
             String::new()
         };
-        format!(
-            "{} {what}{}{more}",
-            with_commas(list.len() as u64),
-            first.collect::<String>()
-        )
+        let (count, first) = (with_commas(list.len() as u64), first.collect::<String>());
+        format!("{what} ({count}):{first}{more}")
     };
     sorts
         .into_iter()
         .filter(|(_, list)| !list.is_empty())
-        .map(sentence)
+        .map(paragraph)
         .collect()
 }

@@ -1,8 +1,8 @@
 //! Judged answers, and the three forms in which they are shown: a table, JSON, a page.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, fs, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use refseg_data::{
     dataset::Truth,
     evaluate::{Asked, Examples, Protocol},
@@ -76,6 +76,9 @@ impl System {
         let scored = scorer.finish()?;
         warn_of_skipped(&answers.skipped, console);
         warn_of_skipped(&scored.skipped, console);
+        if scored.cases.is_empty() {
+            bail!("`{name}`: has no answer that could be judged");
+        }
         let kind = |case: &CaseRecord| kinds.get(&case.expression).copied();
         Ok(Self {
             name,
@@ -211,6 +214,8 @@ impl Judgement {
     /// # Errors
     /// If a file cannot be written, or a picture cannot be read again.
     pub(crate) fn write(&self, folder: &Path, examples: &dyn Examples) -> Result<()> {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("`{}`: cannot make the folder", folder.display()))?;
         let metrics = serde_json::to_vec_pretty(&self.document())
             .context("cannot write the metrics as JSON")?;
         write_whole(&folder.join("metrics.json"), &metrics)?;

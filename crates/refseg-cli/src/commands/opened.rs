@@ -115,7 +115,7 @@ pub(crate) fn warn_of_skipped<T: std::fmt::Display>(skipped: &[T], console: &Con
             .collect();
         console.warn(format_args!(
             "{} passed over:{}",
-            counted(skipped.len(), "entry"),
+            counted(skipped.len(), "fault"),
             first.concat()
         ));
     }

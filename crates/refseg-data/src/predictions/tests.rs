@@ -86,7 +86,7 @@ fn answers_name_their_expression_in_several_ways() -> TestResult {
                     counts: "0<".to_owned(),
                 }),
                 rec_box: Some([0, 0, 3, 2]),
-                presence: None,
+                presence: Some(0.98),
             },
             1,
         ),
