@@ -171,7 +171,7 @@ pub(crate) struct SamArgs {
     #[arg(long = "not", env = "REFSEG_NOT", value_name = "X,Y", value_parser = numbers::<2>)]
     #[arg(value_delimiter = ' ', allow_hyphen_values = true)]
     pub(crate) not_points: Vec<[f64; 2]>,
-    /// A box around the object; several are several prompts
+    /// A box around the object; several are several prompts, without points
     #[arg(long = "box", env = "REFSEG_BOX", value_name = "X1,Y1,X2,Y2", value_parser = numbers::<4>)]
     #[arg(value_delimiter = ' ', allow_hyphen_values = true)]
     pub(crate) boxes: Vec<[f64; 4]>,

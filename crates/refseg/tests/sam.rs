@@ -531,12 +531,20 @@ fn scene() -> Result<(Fixture, SamScene), Box<dyn Error>> {
 fn prompts_of_any_kind_can_be_asked_together() -> Outcome {
     let (fixture, scene) = scene()?;
     let cases = fixture.description.cases.iter();
-    let prompts: Vec<Prompt> = cases
+    let mut prompts: Vec<Prompt> = cases
         .filter(|case| case.image_index == 0)
         .flat_map(|case| fixture.prompts(case))
         .cycle()
         .take(23)
         .collect();
+    // With and without a mask, side by side.
+    let masked = prompts.iter().find(|prompt| prompt.mask.is_some());
+    let masked = masked.cloned().ok_or("a case begins with a mask")?;
+    let plain = Prompt {
+        mask: None,
+        ..masked.clone()
+    };
+    prompts.splice(0..0, [plain.clone(), masked, plain]);
     let together = scene.prompt_many(&prompts, true)?;
     assert_eq!(together.len(), prompts.len());
     for (prompt, together) in prompts.iter().zip(&together) {

@@ -507,7 +507,7 @@ fn phi(x: f32) -> (f32, f32) {
 fn phi_tanh(x: f32) -> (f32, f32) {
     const CUBE: f32 = 0.044_715;
     /// 2·√(2/π), since `½ · (1 + tanh u)` is the sigmoid of `2u`.
-    const TWICE_ROOT: f32 = 1.595_769_1;
+    const TWICE_ROOT: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2;
     let square = x * x;
     let twice_u = TWICE_ROOT * x * (1.0 + CUBE * square);
     let slope = TWICE_ROOT * (1.0 + 3.0 * CUBE * square);

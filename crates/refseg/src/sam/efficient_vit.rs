@@ -7,7 +7,7 @@
 //! the reference takes for maps of at most 32 cells, does not exist here;
 //! returns vectors in reading order, not a map.
 
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::{Device, Tensor, TensorData, activation};
 
 use super::{
     Watch,
@@ -359,7 +359,7 @@ impl Neck {
 struct Resize(Option<Tensor<2>>);
 
 impl Resize {
-    fn new(from: usize, to: usize, device: &burn::tensor::Device) -> Self {
+    fn new(from: usize, to: usize, device: &Device) -> Self {
         if from == to {
             return Self(None);
         }
@@ -431,7 +431,7 @@ mod tests {
         let inside = [-0.105_468_75, 0.878_906_25, 0.261_718_75, -0.035_156_25];
         assert_eq!(weights[3 * 4..4 * 4], inside);
         // Two of the four values lie beyond the border, where the first goes on.
-        let border = [1.105_468_75, -0.105_468_75, 0.0, 0.0];
+        let border = [1.0 + 0.105_468_75, -0.105_468_75, 0.0, 0.0];
         assert_eq!(weights[..4], border);
     }
 }

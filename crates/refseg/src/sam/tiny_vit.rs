@@ -87,7 +87,7 @@ struct Layer {
 #[derive(Debug, Clone)]
 enum Block {
     /// In the first layer.
-    Convolution(MbConv),
+    Convolution(Box<MbConv>),
     /// In all others.
     Transformer(Box<Transformer>),
 }
@@ -101,7 +101,7 @@ impl Layer {
         let block = |i: usize| {
             let tensors = tensors.at("blocks").at(i);
             Ok(if index == 0 {
-                Block::Convolution(MbConv::load(&tensors, config)?)
+                Block::Convolution(Box::new(MbConv::load(&tensors, config)?))
             } else {
                 Block::Transformer(Box::new(Transformer::load(&tensors, config, index)?))
             })
