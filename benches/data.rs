@@ -1,5 +1,5 @@
-//! Opening a data set the size of RefCOCO's training split, and rasterising what its expressions
-//! mean.
+//! Opening a data set the size of RefCOCO's training split, rasterising what its expressions
+//! mean, and scoring predictions.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -8,7 +8,11 @@ use std::hint::black_box;
 use std::path::Path;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use refseg::mask::Mask;
 use refseg_data::dataset::{Dataset, Source};
+use refseg_data::predictions::{Answers, Reading};
+use refseg_data::score::{Case, Scorer, TrueMask};
+use serde_json::json;
 
 const IMAGES: usize = 20_000;
 const ANNOTATIONS: usize = 200_000;
@@ -41,6 +45,54 @@ fn data(criterion: &mut Criterion) {
                     black_box(data.truth(expression, picture, SIZE).is_ok());
                 }
             }
+        });
+    });
+    group.finish();
+}
+
+/// Predictions in a file, as `refseg score` reads and judges them.
+const PREDICTIONS: usize = 10_000;
+
+fn score(criterion: &mut Criterion) {
+    let ellipse = |x: f64, y: f64| {
+        let bits = (0..SIZE.0 * SIZE.1).map(|i| {
+            let (dx, dy) = ((i % SIZE.1) as f64 - x, (i / SIZE.1) as f64 - y);
+            (dx / 120.0).powi(2) + (dy / 90.0).powi(2) < 1.0
+        });
+        Mask::from_bits(SIZE.0, SIZE.1, bits.collect()).expect("as many bits as pixels")
+    };
+    let (truth, predicted) = (ellipse(300.0, 220.0), ellipse(330.0, 240.0));
+    let counts = predicted.to_rle().counts;
+    let folder = tempfile::tempdir().expect("the temporary folder is writable");
+    let path = folder.path().join("predictions.jsonl");
+    let line = |id| {
+        let rle = json!({"size": [SIZE.0, SIZE.1], "counts": counts});
+        format!("{}\n", json!({"id": id, "rle": rle}))
+    };
+    let lines: String = (0..PREDICTIONS).map(line).collect();
+    fs::write(&path, lines).expect("the temporary folder is writable");
+
+    let truth = TrueMask {
+        mask: &truth,
+        ignore: None,
+        official_box: Some([180.0, 130.0, 420.0, 310.0]),
+    };
+    let mut group = criterion.benchmark_group("score");
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(PREDICTIONS as u64));
+    group.bench_function("10,000 predictions of 640x480", |bencher| {
+        bencher.iter(|| {
+            let answers = Answers::read_lines(&path, Reading::default())?;
+            let mut scorer = Scorer::new(&answers, false);
+            for id in 0..PREDICTIONS {
+                let case = Case {
+                    picture: "1",
+                    expression: &id.to_string(),
+                    phrase: "the mug",
+                };
+                scorer.score(&case, &truth)?;
+            }
+            scorer.finish().map(|scored| scored.cases.len())
         });
     });
     group.finish();
@@ -103,5 +155,5 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-criterion_group!(benches, data);
+criterion_group!(benches, data, score);
 criterion_main!(benches);

@@ -58,7 +58,7 @@ impl Default for Recipe {
     fn default() -> Self {
         Self {
             sight_steps: 700,
-            steps: 3150,
+            steps: 5000,
             pictures: 16,
             phrases: 12,
             masks: 4,

@@ -8,6 +8,7 @@ use refseg_data::{
     evaluate::{Asked, Examples, Protocol},
     metrics::{Bootstrap, Difference, Family, Interval, Metric, PerMetric, Rules, Sums},
     predictions::Answers,
+    scenes::PhraseKind,
     score::{self, Case, CaseRecord, Scorer, TrueMask},
 };
 use serde_json::{Map, Value, json};
@@ -88,21 +89,17 @@ impl System {
         })
     }
 
-    /// Sums by kind of phrase, in the order in which kinds first appear.
+    /// Sums by kind of phrase, of those kinds that there are.
     fn by_kind(&self, rules: &Rules) -> Vec<(&'static str, Sums)> {
-        let mut order: Vec<&'static str> = Vec::new();
-        for kind in self.kinds.iter().copied().flatten() {
-            if !order.contains(&kind) {
-                order.push(kind);
-            }
-        }
-        let sums = |kind| {
+        let sums = |kind: &PhraseKind| {
             let cases = self.cases.iter().zip(&self.kinds);
-            let of_kind = cases.filter(|(_, other)| **other == Some(kind));
+            let of_kind = cases.filter(|(_, other)| **other == Some(kind.name()));
             let pictures = score::by_picture(of_kind.map(|(case, _)| case), rules);
-            (kind, pictures.into_iter().sum())
+            (kind.name(), pictures.into_iter().sum())
         };
-        order.into_iter().map(sums).collect()
+        let all = PhraseKind::ALL.iter().map(sums);
+        all.filter(|(_, sums): &(_, Sums)| sums.expressions > 0)
+            .collect()
     }
 }
 
