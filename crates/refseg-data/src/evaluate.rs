@@ -184,7 +184,7 @@ pub enum EvaluateError {
         picture: String,
         /// What it says.
         #[source]
-        source: PredictorError,
+        source: Box<PredictorError>,
     },
     /// Answer and truth do not fit together.
     #[error("picture `{picture}`: the answer cannot be compared with the truth")]
@@ -270,7 +270,7 @@ fn predict_one(
         .and_then(|scene| protocol.ask(&scene, &expressions, examples.family()))
         .map_err(|source| EvaluateError::Model {
             picture: id.clone(),
-            source,
+            source: Box::new(source),
         })?;
     let ms = start.elapsed().as_secs_f64() * 1e3 / expressions.len().max(1) as f64;
     expressions
