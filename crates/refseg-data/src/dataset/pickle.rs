@@ -75,6 +75,12 @@ const MAX_BYTES: usize = 512 << 20;
 /// How errors describe a number that does not fit [`Value::Integer`].
 const LONG: &str = "a number of more than 64 bits";
 
+/// A function that is known by name, and never called: Python 3 has no other way to write a byte
+/// string in protocols 0 to 2 than `_codecs.encode(letters, "latin1")`.
+const ENCODE: &str = "the function `_codecs.encode`";
+/// [`ENCODE`] behind a GLOBAL instruction.
+const ENCODE_LINES: &[u8] = b"_codecs\nencode\n";
+
 /// The values of a pickle.
 #[derive(Debug)]
 pub(super) struct Pickle<'a> {
@@ -341,8 +347,40 @@ impl<'a> Machine<'a> {
                     self.recall(key)?;
                 }
 
+                b'c' if self.bytes[self.at..].starts_with(ENCODE_LINES) => {
+                    self.at += ENCODE_LINES.len();
+                    self.push(Value::Other(ENCODE));
+                }
+                b'R' => {
+                    let bytes = self.encoded().ok_or_else(|| self.refusal(instruction))?;
+                    self.stack.truncate(self.stack.len() - 2);
+                    self.push(Value::Text(Cow::Owned(text(&bytes).into_owned())));
+                }
+
                 _ => return Err(self.refusal(instruction)),
             }
+        }
+    }
+
+    /// The byte string that a call of [`ENCODE`] with what lies on the stack stands for.
+    fn encoded(&self) -> Option<Vec<u8>> {
+        let [.., function, arguments] = self.stack[self.floor()..] else {
+            return None;
+        };
+        let value = |id: Id| &self.values[id.0 as usize];
+        let (Value::Other(ENCODE), Value::List(arguments)) = (value(function), value(arguments))
+        else {
+            return None;
+        };
+        let [letters, encoding] = arguments[..] else {
+            return None;
+        };
+        match (value(letters), value(encoding)) {
+            (Value::Text(letters), Value::Text(encoding)) if encoding == "latin1" => letters
+                .chars()
+                .map(|letter| u8::try_from(letter).ok())
+                .collect(),
+            _ => None,
         }
     }
 
@@ -713,6 +751,31 @@ mod tests {
         ] {
             assert!(message(bytes).starts_with(start), "{}", message(bytes));
         }
+    }
+
+    /// As Python 3 writes `[b"left mug", b"caf\xe9"]` in protocol 2, and attempts to misuse it.
+    #[test]
+    fn byte_strings_of_python_3_are_no_code() -> Result<(), PickleError> {
+        let bytes = b"\x80\x02]q\0(c_codecs\nencode\nq\x01X\x08\0\0\0left mugq\x02\
+            X\x06\0\0\0latin1q\x03\x86q\x04Rq\x05h\x01X\x05\0\0\0caf\xc3\xa9q\x06h\x03\x86Re.";
+        assert_eq!(
+            texts(bytes)?,
+            ["the text \"left mug\"", "the text \"café\""]
+        );
+        for bytes in [
+            &b"c_codecs\ndecode\n(S'a'\nS'latin1'\ntR."[..],
+            b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.",
+            b"c_codecs\nencode\n(S'a'\ntR.",
+            b"c_codecs\nencode\n(V\\u676f\nS'latin1'\ntR.",
+            b"(S'a'\nS'latin1'\ntR.",
+        ] {
+            assert!(
+                message(bytes).contains("makes Python run"),
+                "{}",
+                message(bytes)
+            );
+        }
+        Ok(())
     }
 
     #[test]
