@@ -1,18 +1,14 @@
-//! What a run leaves on disk: its own state, and the model as anyone may use it.
+//! The state of a run on disk, from which it goes on as if it had never been stopped.
 
 use std::{collections::BTreeMap, fs, io::ErrorKind, path::Path};
 
-use refseg::{
-    internvl::Config,
-    weights::{SaveDtype, TensorSpec, Weights, WeightsError, save_safetensors},
-};
+use refseg::weights::{SaveDtype, TensorSpec, Weights, WeightsError, save_safetensors};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
-    TrainError, auxiliary,
+    TrainError,
     parameters::{Parameter, Parameters},
-    run::Recipe,
-    vocabulary::TrainedTokenizer,
 };
 
 /// Holds every tensor four times: values, two moments, running mean.
@@ -24,7 +20,7 @@ const PROGRESS: &str = "state.json";
 #[derive(Debug, Serialize, Deserialize)]
 struct Progress {
     step: u64,
-    recipe: Recipe,
+    recipe: Value,
     /// Name of the state file: a new one each time, so that a kill between two renames leaves a pair that fits.
     state: String,
 }
@@ -35,7 +31,7 @@ struct Progress {
 /// If a file cannot be written; the state before is then still whole.
 pub fn save(
     folder: &Path,
-    recipe: &Recipe,
+    settings: &Value,
     parameters: &Parameters,
     step: u64,
 ) -> Result<(), TrainError> {
@@ -65,21 +61,23 @@ pub fn save(
     )?;
     let progress = Progress {
         step,
-        recipe: recipe.clone(),
+        recipe: settings.clone(),
         state: name.clone(),
     };
     write(&folder.join(PROGRESS), &json(&progress))?;
     remove_other_states(folder, &name)
 }
 
-/// Reads the state of a run into `parameters`; `None` if there is none.
+/// Reads the state of a run into `parameters`; `None` if there is none. Tensors that are
+/// optional keep what they have if the state lacks them.
 ///
 /// # Errors
 /// If a file is damaged, or the run was begun with other settings.
 pub fn load(
     folder: &Path,
-    recipe: &Recipe,
+    settings: &Value,
     parameters: &mut Parameters,
+    is_optional: impl Fn(&str) -> bool,
 ) -> Result<Option<u64>, TrainError> {
     let path = folder.join(PROGRESS);
     let bytes = match fs::read(&path) {
@@ -93,17 +91,12 @@ pub fn load(
             expected: "the progress of a run",
             source,
         })?;
-    // How long a run goes on may be decided while it runs.
-    let same = Recipe {
-        steps: recipe.steps,
-        ..progress.recipe.clone()
-    } == *recipe;
-    if !same {
-        let show = |recipe: &Recipe| String::from_utf8_lossy(&json(recipe)).into_owned();
+    if without_steps(&progress.recipe) != without_steps(settings) {
+        let show = |settings: &Value| String::from_utf8_lossy(&json(settings)).into_owned();
         return Err(TrainError::OtherRecipe {
             path,
             found: show(&progress.recipe),
-            expected: show(recipe),
+            expected: show(settings),
         });
     }
     let weights = Weights::open_file(&folder.join(&progress.state))?;
@@ -111,63 +104,13 @@ pub fn load(
         let shape = parameter.shape.clone();
         for part in Part::ALL {
             let (name, values) = (format!("{}/{key}", part.name()), part.of_mut(parameter));
-            // A helper head that is newer than the checkpoint begins fresh.
-            let is_new = key.starts_with(auxiliary::PREFIX) && !weights.contains(&name);
+            let is_new = is_optional(key) && !weights.contains(&name);
             if !values.is_empty() && !is_new {
                 *values = weights.read_f32(&name, &shape, "the network")?;
             }
         }
     }
     Ok(Some(progress.step))
-}
-
-/// Writes the model that the run has come to: the averaged values, in the official layout, f16.
-///
-/// # Errors
-/// If a file cannot be written.
-pub fn export(
-    folder: &Path,
-    config: &Config,
-    tokenizer: &TrainedTokenizer,
-    parameters: &Parameters,
-) -> Result<(), TrainError> {
-    let folder = folder.join("model");
-    fs::create_dir_all(&folder).map_err(|source| TrainError::Folder {
-        path: folder.clone(),
-        source,
-    })?;
-    let helper = format!("{}.", auxiliary::PREFIX);
-    let specs: Vec<TensorSpec> = parameters
-        .iter()
-        .filter(|(key, _)| !key.starts_with(&helper))
-        .map(|(key, parameter)| TensorSpec {
-            name: key.to_owned(),
-            shape: parameter.shape.clone(),
-        })
-        .collect();
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    save_safetensors(
-        &folder.join("model.safetensors"),
-        &specs,
-        SaveDtype::F16,
-        &metadata,
-        |spec| {
-            let parameter = parameters
-                .get(&spec.name)
-                .ok_or_else(|| missing(&folder, &spec.name))?;
-            Ok(parameter.average.clone())
-        },
-    )?;
-    write(&folder.join("config.json"), &json(&config.to_json()))?;
-    write(&folder.join("tokenizer.json"), &tokenizer.tokenizer_json)?;
-    write(
-        &folder.join("tokenizer_config.json"),
-        &tokenizer.tokenizer_config_json,
-    )?;
-    write(
-        &folder.join("special_tokens_map.json"),
-        &tokenizer.special_tokens_map_json,
-    )
 }
 
 /// What is remembered of a tensor.
@@ -232,12 +175,21 @@ fn missing(folder: &Path, key: &str) -> WeightsError {
     }
 }
 
-fn json(value: &impl Serialize) -> Vec<u8> {
+/// How long a run goes on may be decided while it runs.
+fn without_steps(settings: &Value) -> Value {
+    let mut settings = settings.clone();
+    if let Some(settings) = settings.as_object_mut() {
+        settings.remove("steps");
+    }
+    settings
+}
+
+pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec_pretty(value).expect("plain numbers and strings serialise")
 }
 
 /// Writes a file whole or not at all.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let temporary = path.with_extension("tmp");
     fs::write(&temporary, bytes)
         .and_then(|()| fs::rename(&temporary, path))

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use refseg::{
-    image::ImageError, prompt::PromptError, tokenizer::TokenizerError, weights::WeightsError,
+    image::ImageError, internvl::ConfigError, predictor::PredictorError, prompt::PromptError,
+    tokenizer::TokenizerError, weights::WeightsError,
 };
+use refseg_data::{dataset::DataError, evaluate::EvaluateError};
 
-use crate::vocabulary::VocabularyError;
+use crate::{scratch::vocabulary::VocabularyError, tuning::recipe::RecipeError};
 
 /// Why a run stopped or could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,75 @@ pub enum TrainError {
         /// The first such tensor.
         key: String,
     },
+    /// A loss is not a number.
+    #[error("the loss `{loss}` is not finite")]
+    LossNotFinite {
+        /// Which.
+        loss: &'static str,
+    },
+    /// A tensor is not a number, in the order in which they are computed.
+    #[error(
+        "step {step}: {tensor} is the first to hold values that are not finite; the last checkpoint is from before, and a lower learning rate may help"
+    )]
+    Diverged {
+        /// The step.
+        step: u64,
+        /// The first such tensor.
+        tensor: String,
+    },
+    /// No loss depends on anything that is trained.
+    #[error("nothing can be learned from these pictures: no phrase has a target or a token")]
+    NothingToLearn,
+    /// Another run works in the folder.
+    #[error("`{path}`: another run works in this folder")]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The threads that prepare batches are gone.
+    #[error("the threads that prepare pictures have stopped")]
+    Loaders,
+    /// A file cannot be read.
+    #[error("`{path}`: cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not JSON.
+    #[error("`{path}`: not JSON")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The markers' ids do not follow each other.
+    #[error("`[SEG]` has id {seg} and `[REJ]` {rej}, expected neighbours")]
+    Markers {
+        /// Id of `[SEG]`.
+        seg: u32,
+        /// Id of `[REJ]`.
+        rej: u32,
+    },
+    /// The data is at fault.
+    #[error(transparent)]
+    Data(Box<DataError>),
+    /// The model cannot be judged.
+    #[error("the model cannot be judged")]
+    Evaluate(#[from] EvaluateError),
+    /// The model's parts do not fit each other.
+    #[error(transparent)]
+    Model(Box<PredictorError>),
+    /// `config.json` is at fault.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A recipe is at fault.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
     /// Threads cannot be started.
     #[error("the workers' threads cannot be started")]
     Threads(#[source] rayon::ThreadPoolBuildError),

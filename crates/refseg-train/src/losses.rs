@@ -1,6 +1,39 @@
 //! What a mask and a decision cost.
 
-use burn::tensor::{Int, Tensor, activation};
+use burn::tensor::{Int, Tensor, TensorData, activation};
+
+/// The losses of a step, each before its weight, and what else is worth watching.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Losses {
+    /// The weighted sum that is differentiated.
+    pub total: f32,
+    /// Names and values.
+    pub parts: Vec<(&'static str, f32)>,
+}
+
+impl Losses {
+    /// Adds a loss to the sum.
+    pub(crate) fn push(&mut self, name: &'static str, value: f32, weight: f32) {
+        self.total += weight * value;
+        self.note(name, value);
+    }
+
+    /// Adds something to watch.
+    pub(crate) fn note(&mut self, name: &'static str, value: f32) {
+        self.parts.push((name, value));
+    }
+
+    /// Adds a share of other losses.
+    pub(crate) fn add(&mut self, other: &Self, share: f32) {
+        self.total += share * other.total;
+        for &(name, value) in &other.parts {
+            match self.parts.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += share * value,
+                None => self.parts.push((name, share * value)),
+            }
+        }
+    }
+}
 
 /// Binary cross-entropy on logits, averaged over everything.
 ///
@@ -50,6 +83,22 @@ pub fn official_focal(probabilities: Tensor<3>, targets: Tensor<3>) -> Tensor<1>
     (alpha * entropy * modulation).mean()
 }
 
+/// The focal loss on logits: cross-entropy times the square of how wrong a pixel is. Averaged
+/// over everything; positives count `positive_weight` times.
+///
+/// Paper: arXiv 1708.02002, with γ = 2.
+///
+/// # Shapes
+/// `logits` and `targets` (0 or 1) are alike; returns `(1)`.
+pub fn focal(logits: Tensor<3>, targets: Tensor<3>, positive_weight: f64) -> Tensor<1> {
+    let p = activation::sigmoid(logits.clone());
+    let (not_p, not_t) = (p.clone().neg() + 1.0, targets.clone().neg() + 1.0);
+    let of_positives = activation::log_sigmoid(logits.clone()) * not_p.powi_scalar(2);
+    let of_negatives = activation::log_sigmoid(logits.neg()) * p.powi_scalar(2);
+    let all = of_positives * targets * positive_weight + of_negatives * not_t;
+    all.mean().neg()
+}
+
 /// Weight of the foreground in [`official_focal`]; the background has the rest (spec §7).
 const FOCAL_ALPHA: f64 = 0.25;
 
@@ -63,6 +112,40 @@ pub fn soft_iou(probabilities: Tensor<3>, targets: Tensor<3>) -> Tensor<1> {
     let overlap = pixel_sums(probabilities.clone() * targets.clone());
     let union = pixel_sums(probabilities) + pixel_sums(targets) - overlap.clone();
     ((overlap + 1e-8) / (union + 1e-8)).mean()
+}
+
+/// Bilinear resizing as inference does it (`align_corners = false`, no smoothing), by a product
+/// with weights on either side, so that gradients flow.
+///
+/// # Shapes
+/// `(N, S, T)` to `(N, H, W)`, for `size` `[H, W]`.
+pub fn resize(masks: Tensor<3>, size: [usize; 2]) -> Tensor<3> {
+    let [_, rows, columns] = masks.dims();
+    if [rows, columns] == size {
+        return masks;
+    }
+    let device = masks.device();
+    let weights = |from: usize, to: usize| {
+        let data = TensorData::new(bilinear_weights(from, to), [1, to, from]);
+        Tensor::<3>::from_data(data, &device)
+    };
+    let across = weights(columns, size[1]).swap_dims(1, 2);
+    weights(rows, size[0]).matmul(masks).matmul(across)
+}
+
+/// `(to, from)`: what each input cell gives to each output cell (spec §3.5).
+fn bilinear_weights(from: usize, to: usize) -> Vec<f32> {
+    let scale = from as f32 / to as f32;
+    let mut weights = vec![0.0; to * from];
+    for (cell, row) in weights.chunks_mut(from).enumerate() {
+        let source = (scale * (cell as f32 + 0.5) - 0.5).max(0.0);
+        let first = (source as usize).min(from - 1);
+        let second = (first + 1).min(from - 1);
+        let fraction = source - first as f32;
+        row[first] += 1.0 - fraction;
+        row[second] += fraction;
+    }
+    weights
 }
 
 /// Sum over the pixels of each mask: `(N, H, W)` to `(N)`.
@@ -118,6 +201,36 @@ mod tests {
         close(of(soft_iou, 2), 0.659_965_036_4);
         close(of(official_focal, 1), 0.035_857_641_8);
         close(of(dice, 1), 0.192_307_692_3);
+    }
+
+    #[test]
+    fn resizing_matches_the_specification() {
+        let device = Device::flex();
+        let small = Tensor::<3>::from_floats([[[0., 1., 4.], [9., 16., 25.]]], &device);
+        let of = |size| {
+            let resized = resize(small.clone(), size).into_data();
+            resized.try_into_vec::<f32>().expect("f32")
+        };
+        let expected = [
+            [0.0, 0.4, 1.0, 2.8, 4.0],
+            [4.5, 6.1, 8.5, 12.1, 14.5],
+            [9.0, 11.8, 16.0, 21.4, 25.0],
+        ];
+        for (found, expected) in of([3, 5]).iter().zip(expected.as_flattened()) {
+            assert!((found - expected).abs() < 1e-5, "{found}, {expected}");
+        }
+        assert_eq!(of([1, 2]), [5.5, 13.0]);
+    }
+
+    #[test]
+    fn focal_by_hand() {
+        let device = Device::flex();
+        let logits = Tensor::<3>::from_floats([[[0.0, 2.0]]], &device);
+        let targets = Tensor::<3>::from_floats([[[1.0, 0.0]]], &device);
+        let wrong = 1.0 / (1.0 + (-2f64).exp());
+        let of_negative = (1.0 + 2f64.exp()).ln() * wrong * wrong;
+        let expected = (3.0 * 2f64.ln() * 0.25 + of_negative) / 2.0;
+        assert!((value(focal(logits, targets, 3.0)) - expected).abs() < 1e-6);
     }
 
     #[test]

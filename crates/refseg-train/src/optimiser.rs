@@ -1,27 +1,46 @@
-//! AdamW with warm-up, a cosine, and clipping by the global norm.
+//! AdamW and Lion with warm-up, a cosine, and clipping by the global norm.
 
 use rayon::prelude::*;
 
 use crate::parameters::{Gradients, Parameter, Parameters};
 
-/// AdamW (Loshchilov and Hutter, arXiv 1711.05101).
+/// How parameters follow their gradients.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AdamW {
-    /// Decay of the gradient's running mean.
-    pub beta1: f32,
-    /// Decay of the squared gradient's running mean.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// Decoupled decay of matrices; vectors (norms, biases) are left alone.
+pub struct Optimiser {
+    /// By which rule.
+    pub rule: Rule,
+    /// Decoupled decay.
     pub weight_decay: f32,
+    /// Whether vectors (norms, biases) decay as matrices do.
+    pub decay_vectors: bool,
     /// Gradients are scaled down to this norm, taken over all tensors together.
     pub clip_norm: f64,
-    /// Decay of the values' running mean.
+    /// Decay of the values' running mean, where one is kept.
     pub average_decay: f32,
 }
 
-impl AdamW {
+/// Rules by which a value follows its gradient.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// Loshchilov and Hutter, arXiv 1711.05101.
+    AdamW {
+        /// Decay of the gradient's running mean.
+        beta1: f32,
+        /// Decay of the squared gradient's running mean.
+        beta2: f32,
+        /// Added to the root of the second moment.
+        epsilon: f32,
+    },
+    /// Chen et al., arXiv 2302.06675: the sign of a momentum.
+    Lion {
+        /// Share of the momentum in a step's direction.
+        beta1: f32,
+        /// Decay of the momentum.
+        beta2: f32,
+    },
+}
+
+impl Optimiser {
     /// Applies one step; returns the gradient's norm before clipping.
     ///
     /// `step` counts from 1. A tensor without a gradient is left as it is.
@@ -38,8 +57,6 @@ impl AdamW {
         } else {
             1.0
         };
-        let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
-        let (correction1, correction2) = (correction(self.beta1), correction(self.beta2));
         // Early on the mean would be mostly the initial values.
         let decay = self
             .average_decay
@@ -54,27 +71,74 @@ impl AdamW {
                 return;
             };
             let rate = rate as f32;
-            let keep = if parameter.shape.len() > 1 {
+            let keep = if self.decay_vectors || parameter.shape.len() > 1 {
                 1.0 - rate * self.weight_decay
             } else {
                 1.0
             };
-            let moments = parameter
-                .first_moment
-                .iter_mut()
-                .zip(&mut parameter.second_moment);
-            let values = parameter.values.iter_mut().zip(&mut parameter.average);
-            for (((value, average), (first, second)), gradient) in values.zip(moments).zip(gradient)
-            {
-                let gradient = gradient * scale;
-                *first = flush(self.beta1 * *first + (1.0 - self.beta1) * gradient);
-                *second = flush(self.beta2 * *second + (1.0 - self.beta2) * gradient * gradient);
-                let root = (*second / correction2).sqrt() + self.epsilon;
-                *value = keep * *value - rate * (*first / correction1) / root;
-                *average = decay * *average + (1.0 - decay) * *value;
+            self.rule
+                .apply(parameter, gradient, scale, rate, keep, step);
+            let averages = parameter.average.iter_mut().zip(&parameter.values);
+            for (average, value) in averages {
+                *average = decay * *average + (1.0 - decay) * value;
             }
         });
         norm
+    }
+}
+
+impl Rule {
+    /// Moves the values of a tensor against its gradient times `scale`, and shrinks them by `keep`.
+    fn apply(
+        self,
+        parameter: &mut Parameter,
+        gradient: &[f32],
+        scale: f32,
+        rate: f32,
+        keep: f32,
+        step: u64,
+    ) {
+        let Parameter {
+            values,
+            first_moment,
+            second_moment,
+            ..
+        } = parameter;
+        match self {
+            Self::AdamW {
+                beta1,
+                beta2,
+                epsilon,
+            } => {
+                let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
+                let (correction1, correction2) = (correction(beta1), correction(beta2));
+                let moments = first_moment.iter_mut().zip(second_moment);
+                for ((value, (first, second)), gradient) in
+                    values.iter_mut().zip(moments).zip(gradient)
+                {
+                    let gradient = gradient * scale;
+                    *first = flush(beta1 * *first + (1.0 - beta1) * gradient);
+                    *second = flush(beta2 * *second + (1.0 - beta2) * gradient * gradient);
+                    let root = (*second / correction2).sqrt() + epsilon;
+                    *value = keep * *value - rate * (*first / correction1) / root;
+                }
+            }
+            Self::Lion { beta1, beta2 } => {
+                for ((value, momentum), gradient) in
+                    values.iter_mut().zip(first_moment).zip(gradient)
+                {
+                    let gradient = gradient * scale;
+                    let direction = beta1 * *momentum + (1.0 - beta1) * gradient;
+                    let sign = if direction == 0.0 {
+                        0.0
+                    } else {
+                        direction.signum()
+                    };
+                    *value = keep * *value - rate * sign;
+                    *momentum = flush(beta2 * *momentum + (1.0 - beta2) * gradient);
+                }
+            }
+        }
     }
 }
 
@@ -126,26 +190,52 @@ mod tests {
 
     fn two_values(values: [f32; 2]) -> Parameters {
         let mut parameters = Parameters::default();
-        let parameter = Parameter {
-            shape: vec![2],
-            values: values.to_vec(),
-            first_moment: vec![0.0; 2],
-            second_moment: vec![0.0; 2],
-            average: values.to_vec(),
-        };
+        let parameter = Parameter::trained(vec![2], values.to_vec(), true);
         parameters.insert("x".to_owned(), parameter);
         parameters
     }
 
-    fn adam() -> AdamW {
-        AdamW {
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
+    fn optimiser(rule: Rule) -> Optimiser {
+        Optimiser {
+            rule,
             weight_decay: 0.05,
+            decay_vectors: false,
             clip_norm: 1.0,
             average_decay: 0.99,
         }
+    }
+
+    fn adam() -> Optimiser {
+        optimiser(Rule::AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+        })
+    }
+
+    #[test]
+    fn lion_goes_by_the_sign_of_its_momentum() {
+        let mut parameters = two_values([1.0, -1.0]);
+        let lion = Optimiser {
+            decay_vectors: true,
+            ..optimiser(Rule::Lion {
+                beta1: 0.9,
+                beta2: 0.99,
+            })
+        };
+        let gradients = Gradients::from([("x".to_owned(), vec![0.3, 0.0])]);
+        lion.step(&mut parameters, &gradients, 0.01, 1);
+        let found = parameters.get("x").expect("x");
+        // Both shrink by 0.01 · 0.05; the second has no gradient and does not move.
+        let expected = [1.0 * 0.9995 - 0.01, -0.9995];
+        assert!((found.values[0] - expected[0]).abs() < 1e-6, "{found:?}");
+        assert!((found.values[1] - expected[1]).abs() < 1e-6, "{found:?}");
+        assert!((found.first_moment[0] - 0.003).abs() < 1e-7);
+        // The old momentum, 0.003, outweighs a small new gradient.
+        let gradients = Gradients::from([("x".to_owned(), vec![-0.001, 0.0])]);
+        lion.step(&mut parameters, &gradients, 0.01, 2);
+        let value = parameters.get("x").expect("x").values[0];
+        assert!((value - (expected[0] * 0.9995 - 0.01)).abs() < 1e-6);
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! The values that a run trains, and the network's view of them.
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, btree_map::Entry},
+};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use refseg::{
-    nn::{Part, TensorSource},
-    random::initial_values,
+    nn::{Dropout, LowRank, Part, TensorSource},
+    random::{SplitMix64, initial_values},
     weights::WeightsError,
 };
+
+use crate::tuning::base::Base;
 
 /// Every tensor of a network in training, by checkpoint key.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -26,11 +31,41 @@ pub struct Parameter {
     pub first_moment: Vec<f32>,
     /// Running mean of the squared gradient.
     pub second_moment: Vec<f32>,
-    /// Running mean of the values: smoother than any single step, and what a run leaves behind.
+    /// Running mean of the values: smoother than any single step, and what a run leaves behind;
+    /// empty if none is kept.
     pub average: Vec<f32>,
 }
 
 impl Parameter {
+    /// A tensor that no gradient has reached yet; `averaged` if a running mean is to be kept.
+    pub fn trained(shape: Vec<usize>, values: Vec<f32>, averaged: bool) -> Self {
+        let moments = vec![0.0; values.len()];
+        Self {
+            first_moment: moments.clone(),
+            second_moment: moments,
+            ..Self::measured(shape, values, averaged)
+        }
+    }
+
+    /// A buffer, which steps measure rather than learn.
+    pub fn measured(shape: Vec<usize>, values: Vec<f32>, averaged: bool) -> Self {
+        Self {
+            shape,
+            average: if averaged { values.clone() } else { Vec::new() },
+            values,
+            first_moment: Vec::new(),
+            second_moment: Vec::new(),
+        }
+    }
+
+    /// The values that a network is built from.
+    pub fn of(&self, values: Values) -> &[f32] {
+        match values {
+            Values::Average if !self.average.is_empty() => &self.average,
+            _ => &self.values,
+        }
+    }
+
     /// Whether the optimiser changes it.
     pub fn is_trained(&self) -> bool {
         !self.first_moment.is_empty()
@@ -42,7 +77,7 @@ impl Parameter {
 pub enum Values {
     /// Those of the last step.
     Latest,
-    /// Their running mean.
+    /// Their running mean, where one is kept.
     Average,
 }
 
@@ -51,19 +86,12 @@ impl Parameters {
     pub fn initialise(parts: &[Part], seed: u64) -> Self {
         let entries = parts.iter().map(|part| {
             let values = initial_values(&part.key, &part.shape, seed);
-            let moments = if is_buffer(&part.key) {
-                Vec::new()
+            let new = if is_buffer(&part.key) {
+                Parameter::measured
             } else {
-                vec![0.0; values.len()]
+                Parameter::trained
             };
-            let parameter = Parameter {
-                shape: part.shape.clone(),
-                average: values.clone(),
-                values,
-                first_moment: moments.clone(),
-                second_moment: moments,
-            };
-            (part.key.clone(), parameter)
+            (part.key.clone(), new(part.shape.clone(), values, true))
         });
         Self {
             entries: entries.collect(),
@@ -101,7 +129,7 @@ impl Parameters {
 }
 
 /// Statistics that a step measures rather than learns.
-fn is_buffer(key: &str) -> bool {
+pub fn is_buffer(key: &str) -> bool {
     key.ends_with("running_mean") || key.ends_with("running_var")
 }
 
@@ -111,9 +139,38 @@ fn is_buffer(key: &str) -> bool {
 #[derive(Debug)]
 pub struct Leaves<'a> {
     parameters: &'a Parameters,
+    over: Option<Over<'a>>,
+    noise: Option<Noise>,
     values: Values,
     device: Device,
     handed_out: RefCell<BTreeMap<String, Tensor<1>>>,
+    gradients: RefCell<Gradients>,
+}
+
+/// The checkpoint that parameters change, and how they do.
+///
+/// Beside tensors of the checkpoint's own keys, which they replace, parameters may be
+/// `M.lora_A` `[r, in]` and `M.lora_B` `[out, r]`, a low-rank change of `M.weight`; and `K.rows`
+/// `[n, width]`, which replace rows of the matrix `K`.
+#[derive(Debug, Clone, Copy)]
+pub struct Over<'a> {
+    /// The checkpoint.
+    pub base: &'a Base,
+    /// The factor of low-rank changes: alpha over rank.
+    pub scale: f64,
+    /// Dropout on their input.
+    pub dropout: f64,
+    /// The first of the rows that are replaced.
+    pub first_row: usize,
+}
+
+/// The randomness of one forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Noise {
+    /// Decides about everything that is dropped.
+    pub seed: u64,
+    /// Whether the mask decoder drops values too.
+    pub decoder: bool,
 }
 
 /// The gradient of a loss, by checkpoint key.
@@ -122,35 +179,120 @@ pub type Gradients = BTreeMap<String, Vec<f32>>;
 impl<'a> Leaves<'a> {
     /// Leaves that a gradient is wanted for.
     pub fn tracked(parameters: &'a Parameters, device: &Device) -> Self {
-        let device = device.clone().autodiff();
-        Self {
-            parameters,
-            values: Values::Latest,
-            device,
-            handed_out: RefCell::default(),
-        }
+        Self::constant(parameters, Values::Latest, &device.clone().autodiff())
     }
 
     /// Constants, for evaluation.
     pub fn constant(parameters: &'a Parameters, values: Values, device: &Device) -> Self {
         Self {
             parameters,
+            over: None,
+            noise: None,
             values,
             device: device.clone(),
             handed_out: RefCell::default(),
+            gradients: RefCell::default(),
         }
     }
 
-    /// Differentiates `loss` by every leaf that it depends on.
-    pub fn gradients(self, loss: &Tensor<1>) -> Gradients {
-        let mut gradients = loss.backward();
-        let leaves = self.handed_out.into_inner().into_iter();
-        let of = |(key, leaf): (String, Tensor<1>)| {
-            let gradient = leaf.grad_remove(&mut gradients)?;
-            let values = gradient.into_data().try_into_vec::<f32>().ok()?;
-            Some((key, values))
+    /// The same, with the tensors of a checkpoint wherever there is no parameter.
+    #[must_use]
+    pub fn over(self, over: Over<'a>) -> Self {
+        Self {
+            over: Some(over),
+            ..self
+        }
+    }
+
+    /// The same, with dropout.
+    #[must_use]
+    pub fn with_noise(self, noise: Noise) -> Self {
+        Self {
+            noise: Some(noise),
+            ..self
+        }
+    }
+
+    /// Differentiates `loss` by every leaf that it depends on, and adds what comes out to the
+    /// gradients so far; returns the gradients of `inputs`, which are no leaves of these.
+    pub fn differentiate(&self, loss: &Tensor<1>, inputs: &[&Tensor<3>]) -> Vec<Option<Tensor<3>>> {
+        let mut found = loss.backward();
+        let mut gradients = self.gradients.borrow_mut();
+        for (key, leaf) in self.handed_out.borrow().iter() {
+            let Some(gradient) = leaf.grad_remove(&mut found) else {
+                continue;
+            };
+            let values = gradient
+                .into_data()
+                .try_into_vec::<f32>()
+                .expect("training computes in f32");
+            match gradients.entry(key.clone()) {
+                Entry::Vacant(entry) => {
+                    entry.insert(values);
+                }
+                Entry::Occupied(entry) => {
+                    for (sum, value) in entry.into_mut().iter_mut().zip(values) {
+                        *sum += value;
+                    }
+                }
+            }
+        }
+        let of = |input: &&Tensor<3>| input.grad_remove(&mut found);
+        inputs.iter().map(of).collect()
+    }
+
+    /// The gradients of everything that was differentiated.
+    pub fn into_gradients(self) -> Gradients {
+        self.gradients.into_inner()
+    }
+
+    /// A parameter as a tensor, the same one each time.
+    fn leaf(&self, key: &str, parameter: &Parameter) -> Tensor<1> {
+        if let Some(leaf) = self.handed_out.borrow().get(key) {
+            return leaf.clone();
+        }
+        let values = parameter.of(self.values).to_vec();
+        let count = values.len();
+        let leaf = Tensor::<1>::from_data(TensorData::new(values, [count]), &self.device);
+        let leaf = if self.device.is_autodiff() && parameter.is_trained() {
+            leaf.require_grad()
+        } else {
+            leaf
         };
-        leaves.filter_map(of).collect()
+        let mut handed_out = self.handed_out.borrow_mut();
+        handed_out.insert(key.to_owned(), leaf.clone());
+        leaf
+    }
+
+    /// A tensor of the checkpoint, with what changes some of its rows.
+    fn of_base(
+        &self,
+        over: &Over<'_>,
+        key: &str,
+        shape: &[usize],
+        implied_by: &'static str,
+    ) -> Result<Tensor<1>, WeightsError> {
+        let whole = over.base.tensor(key, shape, implied_by)?;
+        let whole = if self.device.is_autodiff() {
+            whole.autodiff()
+        } else {
+            whole
+        };
+        let rows_key = format!("{key}.rows");
+        let Some(rows) = self.parameters.get(&rows_key) else {
+            return Ok(whole);
+        };
+        let (start, count) = (over.first_row * rows.shape[1], rows.values.len());
+        let end = start + count;
+        let total = whole.dims()[0];
+        let mut parts = vec![
+            whole.clone().narrow(0, 0, start),
+            self.leaf(&rows_key, rows),
+        ];
+        if end < total {
+            parts.push(whole.narrow(0, end, total - end));
+        }
+        Ok(Tensor::cat(parts, 0))
     }
 }
 
@@ -161,14 +303,15 @@ impl TensorSource for Leaves<'_> {
         shape: &[usize],
         implied_by: &'static str,
     ) -> Result<Tensor<1>, WeightsError> {
-        if let Some(leaf) = self.handed_out.borrow().get(key) {
-            return Ok(leaf.clone());
-        }
-        let missing = || WeightsError::Missing {
-            path: "the training run".into(),
-            key: key.to_owned(),
+        let Some(parameter) = self.parameters.get(key) else {
+            return match &self.over {
+                Some(over) => self.of_base(over, key, shape, implied_by),
+                None => Err(WeightsError::Missing {
+                    path: "the training run".into(),
+                    key: key.to_owned(),
+                }),
+            };
         };
-        let parameter = self.parameters.get(key).ok_or_else(missing)?;
         if parameter.shape != shape {
             return Err(WeightsError::Shape {
                 path: "the training run".into(),
@@ -178,24 +321,43 @@ impl TensorSource for Leaves<'_> {
                 implied_by: implied_by.into(),
             });
         }
-        let values = match self.values {
-            Values::Latest => &parameter.values,
-            Values::Average => &parameter.average,
-        };
-        let data = TensorData::new(values.clone(), [values.len()]);
-        let leaf = Tensor::<1>::from_data(data, &self.device);
-        let leaf = if self.device.is_autodiff() && parameter.is_trained() {
-            leaf.require_grad()
-        } else {
-            leaf
-        };
-        self.handed_out
-            .borrow_mut()
-            .insert(key.to_owned(), leaf.clone());
-        Ok(leaf)
+        Ok(self.leaf(key, parameter))
     }
 
     fn device(&self) -> Device {
         self.device.clone()
     }
+
+    fn low_rank(&self, key: &str, _: [usize; 2]) -> Result<Option<LowRank>, WeightsError> {
+        let (Some(over), Some(module)) = (&self.over, key.strip_suffix(".weight")) else {
+            return Ok(None);
+        };
+        let factor = |name: &str| {
+            let key = format!("{module}.{name}");
+            let parameter = self.parameters.get(&key)?;
+            let shape = [parameter.shape[0], parameter.shape[1]];
+            Some(self.leaf(&key, parameter).reshape(shape))
+        };
+        let factors = factor("lora_A").zip(factor("lora_B"));
+        Ok(factors.map(|(a, b)| LowRank {
+            a,
+            b,
+            scale: over.scale,
+            dropout: self.noise.map_or_else(Dropout::none, |noise| {
+                Dropout::new(over.dropout, seed_of(key, noise))
+            }),
+        }))
+    }
+
+    fn dropout(&self, key: &str, rate: f64) -> Dropout {
+        match self.noise {
+            Some(noise) if noise.decoder => Dropout::new(rate, seed_of(key, noise)),
+            _ => Dropout::none(),
+        }
+    }
+}
+
+/// The seed of one layer's dropout.
+fn seed_of(key: &str, noise: Noise) -> u64 {
+    SplitMix64::named(key, noise.seed).next_u64()
 }

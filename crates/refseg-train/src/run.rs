@@ -1,111 +1,122 @@
-//! The loop: batches in, a model folder out, and nothing lost when it is killed.
+//! The loop: batches in, parameters out, and nothing lost when it is killed.
+//!
+//! What is trained, and on what, is a [`Task`]; the loop knows neither. A step is made of passes.
+//! Passes run on workers, each of which has threads of its own, and their gradients are averaged
+//! in the order of the passes: how many workers there are changes nothing.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, sync_channel},
+    },
+    thread,
+};
 
-use burn::tensor::{Device, activation};
-use refseg::{
-    internvl::Config,
-    mllmseg::Mllmseg,
-    nn::Blueprint,
-    prompt::{PromptBuilder, Template},
-    tokenizer::Tokenizer,
-};
-use refseg_data::{
-    metrics::{Outcome, Tally},
-    scenes::{Scene, SceneOptions, Split},
-};
-use serde::{Deserialize, Serialize};
+use refseg_data::metrics::Tally;
 
 use crate::{
-    TrainError,
-    auxiliary::Auxiliary,
-    batch::{Batch, BatchOptions},
-    checkpoint,
-    optimiser::{AdamW, Schedule},
-    parameters::{Gradients, Leaves, Parameters, Values},
-    step::{self, Losses, StepResult},
-    vocabulary::{TrainedTokenizer, train_tokenizer},
+    TrainError, checkpoint,
+    losses::Losses,
+    optimiser::{Optimiser, Schedule},
+    parameters::{Gradients, Parameters},
 };
 
-/// How a run from scratch on drawn scenes goes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Recipe {
-    /// Steps in which the vision tower learns alone what each patch shows.
-    pub sight_steps: u64,
+/// Something that is trained.
+pub trait Task: Sync {
+    /// What a pass is computed on.
+    type Batch: Send;
+
+    /// Prepares a pass of a step (counted from 1). The same numbers give the same batch: nothing
+    /// else is random.
+    ///
+    /// # Errors
+    /// If the data is at fault.
+    fn batch(&self, step: u64, pass: usize) -> Result<Self::Batch, TrainError>;
+
+    /// Losses and gradients of a pass.
+    ///
+    /// # Errors
+    /// If a loss is not finite.
+    fn measure(
+        &self,
+        parameters: &Parameters,
+        batch: Self::Batch,
+        step: u64,
+        pass: usize,
+    ) -> Result<Measured, TrainError>;
+
+    /// Judges what has been learned after `step`, and may settle what only evaluation needs;
+    /// `None` if there is nothing to judge yet.
+    ///
+    /// # Errors
+    /// If the data is at fault.
+    fn judge(
+        &self,
+        parameters: &mut Parameters,
+        step: u64,
+        pools: &[rayon::ThreadPool],
+    ) -> Result<Option<Tally>, TrainError>;
+
+    /// Writes the model as anyone may use it into the run's folder.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn export(&self, folder: &Path, parameters: &Parameters) -> Result<(), TrainError>;
+
+    /// What the run was begun with: a run in the same folder must be begun with the same.
+    fn settings(&self) -> serde_json::Value;
+
+    /// Whether a tensor may be missing in an older state of the same run.
+    fn is_optional(&self, key: &str) -> bool {
+        let _ = key;
+        false
+    }
+}
+
+/// How long a run is, and what it computes on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
     /// Steps in all.
     pub steps: u64,
-    /// Pictures a step, over all workers.
-    pub pictures: usize,
-    /// Phrases for each picture.
-    pub phrases: usize,
-    /// Of which this many are decoded to masks.
-    pub masks: usize,
-    /// Highest learning rate.
-    pub learning_rate: f64,
-    /// Steps of warm-up.
-    pub warm_up: u64,
-    /// Workers, each with one thread and its share of the pictures.
+    /// Passes of a step.
+    pub passes: usize,
+    /// Workers that passes are shared among.
     pub workers: usize,
-    /// Steps between evaluations and checkpoints.
+    /// Threads of each worker.
+    pub threads: usize,
+    /// Threads that prepare batches ahead.
+    pub loaders: usize,
+    /// Steps between checkpoints and evaluations.
     pub every: u64,
-    /// Held-out scenes in each evaluation.
-    pub held_out: usize,
-    /// Seed of the initial values.
-    pub seed: u64,
+    /// How parameters follow their gradients.
+    pub optimiser: Optimiser,
+    /// The learning rate over time.
+    pub schedule: Schedule,
 }
 
-impl Default for Recipe {
-    fn default() -> Self {
-        Self {
-            sight_steps: 700,
-            steps: 5000,
-            pictures: 16,
-            phrases: 12,
-            masks: 4,
-            learning_rate: 1e-3,
-            warm_up: 200,
-            workers: 2,
-            every: 200,
-            held_out: 64,
-            seed: 1,
-        }
-    }
+/// What came out of a pass.
+#[derive(Debug)]
+pub struct Measured {
+    /// Losses.
+    pub losses: Losses,
+    /// Gradients of their weighted sum.
+    pub gradients: Gradients,
+    /// Batch-norm statistics, in the order in which running ones follow them.
+    pub statistics: Vec<Statistics>,
 }
 
-/// The size of the built-in model: a picture of 112 pixels in patches of 8.
-///
-/// The template is the short one, so that a phrase costs a handful of tokens.
-pub fn builtin_config(vocabulary: usize) -> Config {
-    use refseg::internvl::{LanguageConfig, LanguageFamily, UnshuffleVersion, VisionConfig};
-    Config {
-        image_size: 112,
-        unshuffle: 2,
-        unshuffle_version: UnshuffleVersion::V2,
-        template: "refseg-phrase".to_owned(),
-        lora_rank: 0,
-        vision: VisionConfig {
-            width: 160,
-            inner: 640,
-            layers: 4,
-            heads: 5,
-            patch: 8,
-            image_size: 112,
-            epsilon: 1e-6,
-            qkv_bias: true,
-        },
-        language: LanguageConfig {
-            family: LanguageFamily::Qwen2,
-            vocabulary,
-            width: 192,
-            inner: 512,
-            layers: 4,
-            heads: 6,
-            key_value_heads: 2,
-            epsilon: 1e-6,
-            rope_theta: 10_000.0,
-            max_positions: 32_768,
-        },
-    }
+/// Mean and biased variance of the mask decoder's convolution over one batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Statistics {
+    /// `(patch²)`.
+    pub mean: Vec<f32>,
+    /// `(patch²)`, biased.
+    pub variance: Vec<f32>,
+    /// Values behind each.
+    pub count: usize,
 }
 
 /// What a run reports while it goes.
@@ -115,12 +126,14 @@ pub enum Event {
     Step {
         /// Counted from 1.
         step: u64,
-        /// Losses, averaged over the workers.
+        /// Losses, averaged over the passes.
         losses: Losses,
         /// Norm of the gradient before clipping.
         norm: f64,
+        /// Learning rate.
+        rate: f64,
     },
-    /// Held-out scenes were judged, at the model's own resolution.
+    /// What was held out was judged.
     HeldOut {
         /// After this step.
         step: u64,
@@ -134,60 +147,58 @@ pub enum Event {
     },
 }
 
-/// A run from scratch on drawn scenes.
+/// A task on its way.
 #[derive(Debug)]
-pub struct Run {
-    recipe: Recipe,
-    config: Config,
-    files: TrainedTokenizer,
-    tokenizer: Tokenizer,
+pub struct Run<T> {
+    task: T,
+    plan: Plan,
     parameters: Parameters,
     done: u64,
     folder: PathBuf,
-    device: Device,
+    /// Held while the run lives, so that no other works in the same folder.
+    _lock: File,
 }
 
-/// Scenes whose phrases make the vocabulary.
-const CORPUS_SCENES: u64 = 2000;
-/// Room for every word of the generator.
-const VOCABULARY: usize = 512;
+/// Batches that are ready and wait, for each thread that prepares them.
+const BATCHES_AHEAD: usize = 2;
 /// PyTorch's default momentum of batch norm, which the reference keeps.
 const STATISTICS_MOMENTUM: f32 = 0.1;
-/// Batches over which statistics are measured anew for averaged values.
-const STATISTICS_BATCHES: u64 = 12;
-/// First scene of those batches: far behind any that training reaches.
-const STATISTICS_FIRST: u64 = 1 << 40;
+/// Keys of the running statistics.
+pub(crate) const RUNNING_MEAN: &str = "res_decoder.conv1.1.running_mean";
+pub(crate) const RUNNING_VARIANCE: &str = "res_decoder.conv1.1.running_var";
 
-impl Run {
-    /// Begins a run in `folder`, or goes on with the one that lies there.
+impl<T: Task> Run<T> {
+    /// Begins a run in `folder` with these parameters, or goes on with the one that lies there.
     ///
     /// # Errors
-    /// If the folder cannot be written, or holds the checkpoint of another recipe.
-    pub fn open(folder: &Path, recipe: Recipe) -> Result<Self, TrainError> {
+    /// If the folder cannot be written, another run works in it, or it holds the checkpoint of a
+    /// run with other settings.
+    pub fn open(
+        folder: &Path,
+        task: T,
+        plan: Plan,
+        mut parameters: Parameters,
+    ) -> Result<Self, TrainError> {
         std::fs::create_dir_all(folder).map_err(|source| TrainError::Folder {
             path: folder.to_owned(),
             source,
         })?;
-        let files = train_tokenizer(corpus(), VOCABULARY)?;
-        let tokenizer = Tokenizer::from_json_bytes(&files.tokenizer_json)?;
-        let config = builtin_config(files.vocabulary_size);
-        let device = Device::flex();
-        let parts = Blueprint::of(|source| {
-            Mllmseg::load(source, &config)?;
-            Auxiliary::load(source, &config)
-        })?;
-        let mut parameters = Parameters::initialise(&parts, recipe.seed);
-        let done = checkpoint::load(folder, &recipe, &mut parameters)?.unwrap_or(0);
+        let lock = lock(folder)?;
+        let is_optional = |key: &str| task.is_optional(key);
+        let done = checkpoint::load(folder, &task.settings(), &mut parameters, is_optional)?;
         Ok(Self {
-            recipe,
-            config,
-            files,
-            tokenizer,
+            task,
+            plan,
             parameters,
-            done,
+            done: done.unwrap_or(0),
             folder: folder.to_owned(),
-            device,
+            _lock: lock,
         })
+    }
+
+    /// What is trained.
+    pub fn task(&self) -> &T {
+        &self.task
     }
 
     /// The values as they are now.
@@ -202,244 +213,224 @@ impl Run {
 
     /// Steps in all.
     pub fn steps(&self) -> u64 {
-        self.recipe.steps
+        self.plan.steps
     }
 
     /// Trains to the end, or until `report` returns false; a checkpoint is written either way.
     ///
     /// # Errors
-    /// If a loss is not finite, or something cannot be written.
-    pub fn train(&mut self, mut report: impl FnMut(Event) -> bool) -> Result<(), TrainError> {
-        let optimiser = AdamW {
-            beta1: 0.9,
-            beta2: 0.98,
-            epsilon: 1e-8,
-            weight_decay: 0.05,
-            clip_norm: 1.0,
-            average_decay: 0.998,
-        };
-        let schedule = Schedule {
-            peak: self.recipe.learning_rate,
-            warm_up: self.recipe.warm_up,
-            steps: self.recipe.steps,
-            floor: 0.02,
-        };
-        let pools = worker_pools(self.recipe.workers)?;
-        let mut go_on = true;
-        while self.done < self.recipe.steps && go_on {
-            let step = self.done + 1;
-            let (losses, gradients, statistics) = self.measure(step, &pools)?;
-            if let Some(key) = first_not_finite(&gradients) {
-                return Err(TrainError::NotFinite { step, key });
+    /// If something is not finite, the data is at fault, or a file cannot be written.
+    pub fn train(&mut self, report: impl FnMut(Event) -> bool) -> Result<(), TrainError> {
+        let Self {
+            task,
+            plan,
+            parameters,
+            done,
+            folder,
+            ..
+        } = self;
+        let pools = worker_pools(plan.workers, plan.threads)?;
+        let passes = plan.passes as u64;
+        let next = AtomicU64::new(*done * passes);
+        let end = plan.steps * passes;
+        let loaders = plan.loaders.max(1);
+        thread::scope(|scope| {
+            let (sender, receiver) = sync_channel(BATCHES_AHEAD * loaders);
+            for _ in 0..loaders {
+                let (sender, next, task) = (sender.clone(), &next, &*task);
+                scope.spawn(move || {
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if number >= end {
+                            break;
+                        }
+                        let batch = task.batch(number / passes + 1, (number % passes) as usize);
+                        // Nobody listens any more once the run has stopped.
+                        if sender.send((number, batch)).is_err() {
+                            break;
+                        }
+                    }
+                });
             }
-            let norm = optimiser.step(&mut self.parameters, &gradients, schedule.rate(step), step);
-            for statistics in statistics {
-                self.follow(&statistics, STATISTICS_MOMENTUM);
-            }
-            self.done = step;
-            go_on = report(Event::Step { step, losses, norm });
-            if step.is_multiple_of(self.recipe.every) || step == self.recipe.steps || !go_on {
-                checkpoint::save(&self.folder, &self.recipe, &self.parameters, step)?;
-                go_on &= report(Event::Saved { step });
-                if step > self.recipe.sight_steps {
-                    self.settle(&pools)?;
-                    let tally = self.judge(&pools)?;
-                    go_on &= report(Event::HeldOut { step, tally });
-                    checkpoint::export(&self.folder, &self.config, &self.files, &self.parameters)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Losses and gradients of one step, the workers' shares averaged.
-    fn measure(
-        &self,
-        step: u64,
-        pools: &[rayon::ThreadPool],
-    ) -> Result<(Losses, Gradients, Vec<step::Statistics>), TrainError> {
-        let share = self.recipe.pictures / pools.len();
-        let options = BatchOptions {
-            pictures: share,
-            phrases: self.recipe.phrases,
-            masks: self.recipe.masks,
-            split: Split::Train,
-        };
-        let sight_only = step <= self.recipe.sight_steps;
-        let results = in_parallel(pools, |worker| {
-            let first = (step - 1) * self.recipe.pictures as u64 + (worker * share) as u64;
-            let prompts = self.prompts()?;
-            let batch = Batch::draw(&options, first, &self.config, &prompts)?;
-            step::step(
-                &self.parameters,
-                &batch,
-                &self.config,
-                &prompts,
-                sight_only,
-                &self.device,
+            drop(sender);
+            let batches = InOrder {
+                receiver,
+                waiting: BTreeMap::new(),
+                next: *done * passes,
+            };
+            steps(
+                task, plan, parameters, done, folder, &pools, batches, report,
             )
-        });
-        average(results.into_iter().collect::<Result<_, _>>()?)
+        })
     }
 
-    /// Measures batch-norm statistics for the averaged values: theirs lag behind those of any step.
-    fn settle(&mut self, pools: &[rayon::ThreadPool]) -> Result<(), TrainError> {
-        let options = BatchOptions {
-            pictures: self.recipe.pictures / pools.len(),
-            phrases: self.recipe.phrases,
-            masks: self.recipe.masks,
-            split: Split::Train,
-        };
-        let batches = STATISTICS_BATCHES.div_ceil(pools.len() as u64);
-        let measured = in_parallel(pools, |worker| {
-            let prompts = self.prompts()?;
-            let leaves = Leaves::constant(&self.parameters, Values::Average, &self.device);
-            let model = Mllmseg::load(&leaves, &self.config)?;
-            let mut measured = Vec::new();
-            for i in 0..batches {
-                let first =
-                    STATISTICS_FIRST + (worker as u64 * batches + i) * options.pictures as u64;
-                let batch = Batch::draw(&options, first, &self.config, &prompts)?;
-                let forward = step::forward(&model, &batch, &self.config, &prompts)?;
-                let chosen = step::chosen_phrases(&forward, &batch);
-                if let Some((mean, variance)) = model
-                    .decoder
-                    .decode_in_training(&forward.image, chosen)
-                    .statistics
-                {
-                    measured.push((step::values(mean), step::values(variance)));
-                }
-            }
-            Ok::<_, TrainError>(measured)
-        });
-        let measured: Vec<_> = measured
-            .into_iter()
-            .collect::<Result<Vec<_>, _>>()?
-            .concat();
-        let count = measured.len() as f32;
-        let mean_of = |values: Vec<&Vec<f32>>| -> Vec<f32> {
-            (0..values[0].len())
-                .map(|i| values.iter().map(|v| v[i]).sum::<f32>() / count)
-                .collect()
-        };
-        let mean = mean_of(measured.iter().map(|(mean, _)| mean).collect());
-        let variance = mean_of(measured.iter().map(|(_, variance)| variance).collect());
-        for (key, values) in [(RUNNING_MEAN, mean), (RUNNING_VARIANCE, variance)] {
-            if let Some(parameter) = self.parameters.get_mut(key) {
-                parameter.average = values;
-            }
+    /// Runs some steps and throws them away: what a step costs. Returns the losses.
+    ///
+    /// # Errors
+    /// As [`Run::train`].
+    pub fn rehearse(&self, steps: u64) -> Result<Vec<Losses>, TrainError> {
+        let pools = worker_pools(self.plan.workers, self.plan.threads)?;
+        let mut losses = Vec::new();
+        for step in 1..=steps {
+            let batches = (0..self.plan.passes).map(|pass| self.task.batch(step, pass));
+            let batches: Vec<_> = batches.collect::<Result<_, _>>()?;
+            let (of_step, ..) = one_step(&self.task, &self.parameters, step, &pools, batches)?;
+            losses.push(of_step);
         }
-        Ok(())
-    }
-
-    /// Judges the averaged values on held-out scenes, at the model's own resolution.
-    fn judge(&self, pools: &[rayon::ThreadPool]) -> Result<Tally, TrainError> {
-        let share = self.recipe.held_out / pools.len();
-        let tallies = in_parallel(pools, |worker| {
-            let prompts = self.prompts()?;
-            let leaves = Leaves::constant(&self.parameters, Values::Average, &self.device);
-            let model = Mllmseg::load(&leaves, &self.config)?;
-            let special = prompts.tokens();
-            let mut tally = Tally::default();
-            for scene in 0..share {
-                let index = (worker * share + scene) as u64;
-                let options = SceneOptions {
-                    split: Split::HeldOut,
-                    ..SceneOptions::default()
-                };
-                let drawn = Scene::draw(&options, index);
-                let batch = Batch::of_scene(&drawn, &self.config, &prompts)?;
-                let forward = step::forward(&model, &batch, &self.config, &prompts)?;
-                let logits = model
-                    .decoder
-                    .decode(&forward.image, forward.phrases.clone());
-                let masks = step::values(activation::sigmoid(logits));
-                let pixels = self.config.image_size.pow(2);
-                let chosen = step::values(forward.decisions.argmax(1).float());
-                for (i, phrase) in drawn.phrases.iter().enumerate() {
-                    let found = chosen[i] as u32 != special.rej;
-                    let predicted = masks[i * pixels..][..pixels].iter().map(|&p| p >= 0.5);
-                    let target = batch.targets[i * pixels..][..pixels]
-                        .iter()
-                        .map(|&t| t > 0.5);
-                    let outcome = Outcome::of_pixels(predicted.zip(target), found);
-                    tally.add(phrase.kind.name(), &outcome);
-                }
-            }
-            Ok::<_, TrainError>(tally)
-        });
-        let mut all = Tally::default();
-        for tally in tallies {
-            all.merge(&tally?);
-        }
-        Ok(all)
-    }
-
-    /// Moves the running statistics of batch norm towards those of a batch.
-    fn follow(&mut self, statistics: &step::Statistics, momentum: f32) {
-        let count = statistics.count as f32;
-        // PyTorch keeps the unbiased variance.
-        let unbiased = count / (count - 1.0).max(1.0);
-        let pairs = [
-            (RUNNING_MEAN, &statistics.mean, 1.0),
-            (RUNNING_VARIANCE, &statistics.variance, unbiased),
-        ];
-        for (key, measured, scale) in pairs {
-            if let Some(parameter) = self.parameters.get_mut(key) {
-                for (value, measured) in parameter.values.iter_mut().zip(measured) {
-                    *value += momentum * (measured * scale - *value);
-                }
-            }
-        }
-    }
-
-    fn prompts(&self) -> Result<PromptBuilder, TrainError> {
-        Ok(PromptBuilder::new(
-            self.tokenizer.clone(),
-            Template::Phrase,
-            self.config.image_tokens(),
-        )?)
+        Ok(losses)
     }
 }
 
-const RUNNING_MEAN: &str = "res_decoder.conv1.1.running_mean";
-const RUNNING_VARIANCE: &str = "res_decoder.conv1.1.running_var";
-
-/// The phrases that the vocabulary is made from, as the prompt writes them.
-fn corpus() -> impl Iterator<Item = String> {
-    let options = SceneOptions {
-        size: 64,
-        phrases_per_scene: 12,
-        ..SceneOptions::default()
-    };
-    (0..CORPUS_SCENES).flat_map(move |index| {
-        Scene::draw(&options, index)
-            .phrases
-            .into_iter()
-            .map(|phrase| format!("{}:", phrase.text))
-    })
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the parts of a run, taken apart for its threads"
+)]
+fn steps<T: Task>(
+    task: &T,
+    plan: &Plan,
+    parameters: &mut Parameters,
+    done: &mut u64,
+    folder: &Path,
+    pools: &[rayon::ThreadPool],
+    mut batches: InOrder<T::Batch>,
+    mut report: impl FnMut(Event) -> bool,
+) -> Result<(), TrainError> {
+    let mut go_on = true;
+    while *done < plan.steps && go_on {
+        let step = *done + 1;
+        let taken = batches.take(plan.passes)?;
+        let (losses, gradients, statistics) = one_step(task, parameters, step, pools, taken)?;
+        if let Some(key) = first_not_finite(&gradients) {
+            return Err(TrainError::NotFinite { step, key });
+        }
+        let rate = plan.schedule.rate(step);
+        let norm = plan.optimiser.step(parameters, &gradients, rate, step);
+        for statistics in statistics {
+            follow(parameters, &statistics);
+        }
+        *done = step;
+        go_on = report(Event::Step {
+            step,
+            losses,
+            norm,
+            rate,
+        });
+        if step.is_multiple_of(plan.every) || step == plan.steps || !go_on {
+            checkpoint::save(folder, &task.settings(), parameters, step)?;
+            go_on &= report(Event::Saved { step });
+            if let Some(tally) = task.judge(parameters, step, pools)? {
+                go_on &= report(Event::HeldOut { step, tally });
+                task.export(folder, parameters)?;
+            }
+        }
+    }
+    Ok(())
 }
 
-/// One pool of one thread for each worker: small products are faster whole on one thread than shared by two.
-fn worker_pools(workers: usize) -> Result<Vec<rayon::ThreadPool>, TrainError> {
+/// Losses, gradients and statistics of the passes of a step, averaged in their order.
+fn one_step<T: Task>(
+    task: &T,
+    parameters: &Parameters,
+    step: u64,
+    pools: &[rayon::ThreadPool],
+    batches: Vec<T::Batch>,
+) -> Result<(Losses, Gradients, Vec<Statistics>), TrainError> {
+    let share = 1.0 / batches.len() as f32;
+    let mut losses = Losses::default();
+    let mut gradients = Gradients::new();
+    let mut statistics = Vec::new();
+    let mut batches = batches.into_iter().enumerate();
+    loop {
+        let at_once: Vec<_> = batches.by_ref().take(pools.len()).collect();
+        if at_once.is_empty() {
+            return Ok((losses, gradients, statistics));
+        }
+        let measured = in_parallel(pools, at_once, |(pass, batch)| {
+            task.measure(parameters, batch, step, pass)
+        });
+        for measured in measured {
+            let measured = measured?;
+            losses.add(&measured.losses, share);
+            statistics.extend(measured.statistics);
+            for (key, values) in measured.gradients {
+                let sum = gradients
+                    .entry(key)
+                    .or_insert_with(|| vec![0.0; values.len()]);
+                for (sum, value) in sum.iter_mut().zip(values) {
+                    *sum += share * value;
+                }
+            }
+        }
+    }
+}
+
+/// Batches in the order of their numbers, from threads that prepare them in any.
+struct InOrder<B> {
+    receiver: Receiver<(u64, Result<B, TrainError>)>,
+    waiting: BTreeMap<u64, Result<B, TrainError>>,
+    next: u64,
+}
+
+impl<B> InOrder<B> {
+    fn take(&mut self, count: usize) -> Result<Vec<B>, TrainError> {
+        let mut taken = Vec::with_capacity(count);
+        while taken.len() < count {
+            if let Some(batch) = self.waiting.remove(&self.next) {
+                taken.push(batch?);
+                self.next += 1;
+                continue;
+            }
+            let (number, batch) = self.receiver.recv().map_err(|_| TrainError::Loaders)?;
+            self.waiting.insert(number, batch);
+        }
+        Ok(taken)
+    }
+}
+
+/// Moves the running statistics of batch norm towards those of a batch.
+fn follow(parameters: &mut Parameters, statistics: &Statistics) {
+    let count = statistics.count as f32;
+    // PyTorch keeps the unbiased variance.
+    let unbiased = count / (count - 1.0).max(1.0);
+    let pairs = [
+        (RUNNING_MEAN, &statistics.mean, 1.0),
+        (RUNNING_VARIANCE, &statistics.variance, unbiased),
+    ];
+    for (key, measured, scale) in pairs {
+        if let Some(parameter) = parameters.get_mut(key) {
+            for (value, measured) in parameter.values.iter_mut().zip(measured) {
+                *value += STATISTICS_MOMENTUM * (measured * scale - *value);
+            }
+        }
+    }
+}
+
+/// Threads for each worker: several small products are faster whole on one thread each than
+/// shared by all.
+fn worker_pools(workers: usize, threads: usize) -> Result<Vec<rayon::ThreadPool>, TrainError> {
     let pool = |_| {
         rayon::ThreadPoolBuilder::new()
-            .num_threads(1)
+            .num_threads(threads.max(1))
             .build()
             .map_err(TrainError::Threads)
     };
     (0..workers.max(1)).map(pool).collect()
 }
 
-fn in_parallel<T: Send>(pools: &[rayon::ThreadPool], work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+/// Works on each item with the threads of one pool.
+pub(crate) fn in_parallel<I: Send, O: Send>(
+    pools: &[rayon::ThreadPool],
+    items: Vec<I>,
+    work: impl Fn(I) -> O + Sync,
+) -> Vec<O> {
     let work = &work;
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let handles: Vec<_> = pools
             .iter()
-            .enumerate()
-            .map(|(worker, pool)| scope.spawn(move || pool.install(|| work(worker))))
+            .zip(items)
+            .map(|(pool, item)| scope.spawn(move || pool.install(|| work(item))))
             .collect();
-        let join = |handle: std::thread::ScopedJoinHandle<'_, T>| match handle.join() {
+        let join = |handle: thread::ScopedJoinHandle<'_, O>| match handle.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         };
@@ -447,32 +438,26 @@ fn in_parallel<T: Send>(pools: &[rayon::ThreadPool], work: impl Fn(usize) -> T +
     })
 }
 
-/// The mean of the workers' losses and gradients.
-fn average(
-    results: Vec<StepResult>,
-) -> Result<(Losses, Gradients, Vec<step::Statistics>), TrainError> {
-    let share = 1.0 / results.len() as f32;
-    let mut gradients = Gradients::new();
-    let mut losses = Losses::default();
-    let mut statistics = Vec::new();
-    for result in results {
-        losses.add(&result.losses, share);
-        statistics.extend(result.statistics);
-        for (key, values) in result.gradients {
-            let sum = gradients
-                .entry(key)
-                .or_insert_with(|| vec![0.0; values.len()]);
-            for (sum, value) in sum.iter_mut().zip(values) {
-                *sum += share * value;
-            }
-        }
-    }
-    Ok((losses, gradients, statistics))
-}
-
 fn first_not_finite(gradients: &Gradients) -> Option<String> {
     let bad = gradients
         .iter()
         .find(|(_, values)| values.iter().any(|value| !value.is_finite()));
     bad.map(|(key, _)| key.clone())
+}
+
+/// Takes the folder for this run alone. The lock goes with the process, however it ends.
+fn lock(folder: &Path) -> Result<File, TrainError> {
+    let path = folder.join("lock");
+    let failed = |source| TrainError::Folder {
+        path: path.clone(),
+        source,
+    };
+    let file = File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(TrainError::Busy {
+            path: folder.to_owned(),
+        }),
+        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
 }

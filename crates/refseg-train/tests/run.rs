@@ -5,7 +5,8 @@ use std::error::Error;
 use refseg::{Options, Predictor};
 use refseg_train::{
     TrainError,
-    run::{Event, Recipe, Run},
+    run::Event,
+    scratch::{Recipe, Scratch},
 };
 
 /// Small enough for a test, with both phases.
@@ -26,14 +27,14 @@ fn recipe() -> Recipe {
 #[test]
 fn a_run_that_was_stopped_ends_like_one_that_was_not() -> Result<(), Box<dyn Error>> {
     let (whole, parts) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    let mut uninterrupted = Run::open(whole.path(), recipe())?;
+    let mut uninterrupted = Scratch::open(whole.path(), recipe())?;
     uninterrupted.train(|_| true)?;
 
-    let mut first = Run::open(parts.path(), recipe())?;
+    let mut first = Scratch::open(parts.path(), recipe())?;
     first.train(|event| !matches!(event, Event::Step { step: 2, .. }))?;
     assert_eq!(first.done(), 2);
     drop(first);
-    let mut second = Run::open(parts.path(), recipe())?;
+    let mut second = Scratch::open(parts.path(), recipe())?;
     assert_eq!(second.done(), 2);
     second.train(|_| true)?;
 
@@ -58,7 +59,7 @@ fn a_run_that_was_stopped_ends_like_one_that_was_not() -> Result<(), Box<dyn Err
 #[test]
 fn every_tensor_is_trained() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
-    let mut run = Run::open(folder.path(), recipe())?;
+    let mut run = Scratch::open(folder.path(), recipe())?;
     run.train(|_| true)?;
     for (key, parameter) in run
         .parameters()
@@ -74,13 +75,13 @@ fn every_tensor_is_trained() -> Result<(), Box<dyn Error>> {
 #[test]
 fn a_folder_belongs_to_its_recipe() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
-    Run::open(folder.path(), recipe())?.train(|event| matches!(event, Event::Saved { .. }))?;
+    Scratch::open(folder.path(), recipe())?.train(|event| matches!(event, Event::Saved { .. }))?;
     let longer = Recipe {
         steps: 9,
         ..recipe()
     };
     assert_eq!(
-        Run::open(folder.path(), longer)?.done(),
+        Scratch::open(folder.path(), longer)?.done(),
         1,
         "how long it goes on may change"
     );
@@ -89,7 +90,7 @@ fn a_folder_belongs_to_its_recipe() -> Result<(), Box<dyn Error>> {
         ..recipe()
     };
     assert!(matches!(
-        Run::open(folder.path(), other),
+        Scratch::open(folder.path(), other),
         Err(TrainError::OtherRecipe { .. })
     ));
     Ok(())

@@ -18,7 +18,7 @@ use crate::{
     internvl::{Config, ConfigError, KeyValues, causal_mask},
     mask::{Mask, MaskError, THRESHOLD, resize_bilinear},
     mllmseg::{DecodedImage, Mllmseg},
-    nn::StoredTensors,
+    nn::{StoredTensors, TensorSource},
     prompt::{Marker, Prefix, PromptBuilder, PromptError, Suffix, Template},
     tokenizer::{Tokenizer, TokenizerError},
     weights::{Weights, WeightsError},
@@ -56,6 +56,7 @@ pub enum Precision {
 #[derive(Debug, Clone)]
 pub struct Predictor {
     inner: Arc<Inner>,
+    unused: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -65,7 +66,6 @@ struct Inner {
     model: Mllmseg,
     prompts: PromptBuilder,
     prefix: Prefix,
-    unused: Vec<String>,
 }
 
 /// A picture that a model has looked at: a value to keep, share between threads, and ask.
@@ -221,6 +221,26 @@ impl Predictor {
         let device = match (options.processor, options.precision) {
             (Processor::Cpu, Precision::F32) => Device::flex(),
         };
+        let source = StoredTensors::new(weights, device);
+        let predictor = Self::new(name, config, tokenizer, &source)?;
+        let unused = source.unused();
+        Ok(Self {
+            unused,
+            ..predictor
+        })
+    }
+
+    /// A model of these parts, called `name` in errors; its tensors come from a checkpoint, or
+    /// from a training run.
+    ///
+    /// # Errors
+    /// If the parts do not fit each other.
+    pub fn new(
+        name: String,
+        config: Config,
+        tokenizer: Tokenizer,
+        source: &dyn TensorSource,
+    ) -> Result<Self, PredictorError> {
         let (tokens, vocabulary) = (tokenizer.vocabulary_size(), config.language.vocabulary);
         if tokens > vocabulary {
             return Err(PredictorError::OtherTokenizer {
@@ -233,9 +253,7 @@ impl Predictor {
         let prompts =
             PromptBuilder::new(tokenizer, template.for_inference(), config.image_tokens())?;
         let prefix = prompts.prefix()?;
-        let source = StoredTensors::new(weights, device);
-        let model = Mllmseg::load(&source, &config)?;
-        let unused = source.unused();
+        let model = Mllmseg::load(source, &config)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 name,
@@ -243,8 +261,8 @@ impl Predictor {
                 model,
                 prompts,
                 prefix,
-                unused,
             }),
+            unused: Vec::new(),
         })
     }
 
@@ -260,7 +278,7 @@ impl Predictor {
 
     /// Tensors of the checkpoint that no part of the network uses: worth a warning.
     pub fn unused_tensors(&self) -> &[String] {
-        &self.inner.unused
+        &self.unused
     }
 
     /// Looks at a picture: the slow part, once per picture.

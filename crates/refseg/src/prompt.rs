@@ -97,6 +97,80 @@ pub enum Marker {
     Rej,
 }
 
+/// How a conversation words its question and its answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wording {
+    /// The one of the published evaluation, which no training prompt has.
+    #[default]
+    Evaluation,
+    /// One of the reference's training prompts: the question in lower case, the answer in the
+    /// phrases' own.
+    Training {
+        /// Below [`Wording::QUESTIONS`].
+        question: usize,
+        /// Below [`Wording::ANSWERS`].
+        answer: usize,
+    },
+}
+
+impl Wording {
+    /// How many questions the reference trains with.
+    pub const QUESTIONS: usize = TRAINING_QUESTIONS.len();
+    /// How many answers the reference trains with.
+    pub const ANSWERS: usize = TRAINING_ANSWERS.len();
+
+    /// The question about `phrases`, from behind the image on.
+    fn question(self, phrases: &[&str]) -> String {
+        let joined = phrases.join(", ");
+        match self {
+            Self::Evaluation => {
+                format!("{}{joined}{}", EVALUATION_QUESTION.0, EVALUATION_QUESTION.1)
+            }
+            Self::Training { question, .. } => {
+                let (before, after) = TRAINING_QUESTIONS[question % Self::QUESTIONS];
+                format!("{before}{}{after}", joined.to_lowercase())
+            }
+        }
+    }
+
+    /// How the answer begins, and what stands before and after each phrase, up to its marker.
+    fn answer(self) -> [&'static str; 3] {
+        match self {
+            Self::Evaluation => EVALUATION_ANSWER,
+            Self::Training { answer, .. } => TRAINING_ANSWERS[answer % Self::ANSWERS],
+        }
+    }
+}
+
+/// The space before `What` and the missing one before `in` are the reference's; scores depend on
+/// them.
+const EVALUATION_QUESTION: (&str, &str) = (
+    "\n What are ",
+    "in this image? Please output segmentation masks.",
+);
+const EVALUATION_ANSWER: [&str; 3] = ["Sure,", "", ":"];
+/// The reference's questions (spec §4.4): before and after the phrases.
+const TRAINING_QUESTIONS: [(&str, &str); 4] = [
+    ("\nCan you segment ", " in this image?"),
+    ("\nPlease segment ", " in this image."),
+    (
+        "\nWhat are ",
+        " in this image? Please respond with segmentation masks.",
+    ),
+    (
+        "\nWhat are ",
+        " in this image? Please output segmentation masks.",
+    ),
+];
+/// The reference's answers (spec §4.4).
+const TRAINING_ANSWERS: [[&str; 3]; 5] = [
+    ["The segmentation results are ", "", " "],
+    ["Sure, they are ", "", ":"],
+    ["Sure, ", "the mask of ", " is "],
+    ["Sure, ", "the segmentation of ", " is "],
+    ["Sure, ", "the referred ", " is "],
+];
+
 /// Why a prompt could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
@@ -148,8 +222,8 @@ pub struct Suffix {
     /// Position of each phrase's marker. The hidden state that stands for the
     /// phrase is the one *before* it.
     pub markers: Vec<usize>,
-    /// Positions that training supervises.
-    supervised: Vec<usize>,
+    /// Positions that training supervises: see [`PromptBuilder::labels`].
+    pub supervised: Vec<usize>,
 }
 
 impl Suffix {
@@ -275,6 +349,19 @@ impl PromptBuilder {
     /// Without phrases, with another number of markers than phrases, or when
     /// the prompt exceeds [`MAX_PROMPT_TOKENS`].
     pub fn joint(&self, phrases: &[&str], markers: &[Marker]) -> Result<Suffix, PromptError> {
+        self.worded(phrases, markers, Wording::Evaluation)
+    }
+
+    /// [`Self::joint`] in another wording. `refseg-phrase` has none to choose from.
+    ///
+    /// # Errors
+    /// As [`Self::joint`].
+    pub fn worded(
+        &self,
+        phrases: &[&str],
+        markers: &[Marker],
+        wording: Wording,
+    ) -> Result<Suffix, PromptError> {
         if phrases.is_empty() {
             return Err(PromptError::NoPhrases);
         }
@@ -285,7 +372,7 @@ impl PromptBuilder {
             });
         }
         let suffix = match self.turns {
-            Some(turns) => self.conversation(turns, phrases, markers)?,
+            Some(turns) => self.conversation(turns, phrases, markers, wording)?,
             None => self.phrases_only(phrases, markers)?,
         };
         let found = self.prefix_len + suffix.ids.len();
@@ -315,14 +402,9 @@ impl PromptBuilder {
         turns: Turns,
         phrases: &[&str],
         markers: &[Marker],
+        wording: Wording,
     ) -> Result<Suffix, PromptError> {
-        // The space before `What` and the missing one before `in` are the
-        // reference's; scores depend on them.
-        let question = format!(
-            "\n What are {}in this image? Please output segmentation masks.",
-            phrases.join(", "),
-        );
-        let mut ids = self.encode(&question)?;
+        let mut ids = self.encode(&wording.question(phrases))?;
         ids.push(turns.end);
         ids.extend(self.encode(turns.chat.after_turn)?);
         ids.push(turns.start);
@@ -331,10 +413,10 @@ impl PromptBuilder {
         let header = "assistant\n";
         let answer_start = ids.len() + self.encode(header)?.len();
         let mut positions = Vec::with_capacity(markers.len());
-        let mut text = format!("{header}Sure,");
+        let [start, before, after] = wording.answer();
+        let mut text = format!("{header}{start}");
         for (phrase, &marker) in phrases.iter().zip(markers) {
-            text.push_str(phrase);
-            text.push(':');
+            text += &format!("{before}{phrase}{after}");
             ids.extend(self.encode(&text)?);
             positions.push(ids.len());
             ids.push(self.marker_id(marker));
@@ -428,6 +510,28 @@ mod tests {
         assert_eq!(parsed("refseg-phrase"), Some(Template::Phrase));
         let error = "Hermes-2".parse::<Template>().expect_err("unknown");
         assert!(error.to_string().contains("`Hermes-2`"), "{error}");
+    }
+
+    #[test]
+    fn training_prompts_are_worded_as_in_the_reference() {
+        let phrases = ["left Man", "the dog"];
+        let wording = |question, answer| Wording::Training { question, answer };
+        assert_eq!(
+            wording(0, 0).question(&phrases),
+            "\nCan you segment left man, the dog in this image?"
+        );
+        assert_eq!(
+            wording(2, 0).question(&phrases),
+            "\nWhat are left man, the dog in this image? Please respond with segmentation masks."
+        );
+        assert_eq!(
+            wording(1, 3).answer(),
+            ["Sure, ", "the segmentation of ", " is "]
+        );
+        assert_eq!(
+            Wording::Evaluation.question(&phrases),
+            "\n What are left Man, the dogin this image? Please output segmentation masks."
+        );
     }
 
     #[test]

@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use refseg_data::metrics::{Metric, Scores, Tally};
-use refseg_train::run::{Event, Recipe, Run};
+use refseg_train::{
+    run::Event,
+    scratch::{Recipe, Scratch},
+};
 use serde::Serialize;
 
 use crate::{cli::TrainArgs, console::Console, files::write_whole, progress::Progress};
@@ -25,7 +28,7 @@ const STEPS_A_LINE: u64 = 20;
 pub(crate) fn run(args: &TrainArgs, console: &Console) -> Result<()> {
     let recipe = recipe(args)?;
     let stop = on_interrupt()?;
-    let mut run = Run::open(&args.out, recipe)?;
+    let mut run = Scratch::open(&args.out, recipe)?;
     if run.done() > 0 {
         console.note(format_args!(
             "going on after step {} of {}",
@@ -140,19 +143,19 @@ impl Monitor<'_> {
 
     fn take_in(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Step { step, losses, norm } => {
-                self.log.step(step, &losses, norm)?;
+            Event::Step {
+                step,
+                losses,
+                norm,
+                rate,
+            } => {
+                self.log.step(step, &losses, norm, rate)?;
                 self.progress.set(step);
-                let mut message = format!(
-                    "loss {:.3} (decision {:.3} mask {:.3} dice {:.3} patch {:.3} matching {:.3} place {:.3})",
-                    losses.total(),
-                    losses.decision,
-                    losses.mask,
-                    losses.dice,
-                    losses.patch,
-                    losses.matching,
-                    losses.place,
-                );
+                let parts = losses.parts.iter();
+                let parts: Vec<String> = parts
+                    .map(|(name, value)| format!("{name} {value:.3}"))
+                    .collect();
+                let mut message = format!("loss {:.3} ({})", losses.total, parts.join(" "));
                 if let Some(scores) = &self.held_out {
                     message += &format!("  held-out cIoU {} %", shown(scores[Metric::Ciou]));
                 }

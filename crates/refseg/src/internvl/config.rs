@@ -21,6 +21,51 @@ pub struct Config {
     pub template: String,
     /// Field `use_llm_lora`: rank of unmerged adapters, 0 when merged.
     pub lora_rank: usize,
+    /// Field `res_decoder_fusion`, which published checkpoints lack: theirs is [`Fusion::Dsff`].
+    pub fusion: Fusion,
+}
+
+/// Which image features the mask decoder joins: the ablation of the paper's Table 4.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Fusion {
+    /// `t1`: the ViT's patches alone.
+    Vision,
+    /// `t2`: the language model's image tokens alone.
+    Language,
+    /// `concat`: both, side by side.
+    Concat,
+    /// `dsff`: both, and the patches after a look at the tokens. Every published model.
+    #[default]
+    Dsff,
+}
+
+impl Fusion {
+    /// All of them, in the order of the table.
+    pub const ALL: [Self; 4] = [Self::Vision, Self::Language, Self::Concat, Self::Dsff];
+
+    /// The name in `config.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vision => "t1",
+            Self::Language => "t2",
+            Self::Concat => "concat",
+            Self::Dsff => "dsff",
+        }
+    }
+
+    /// How many maps of width C are joined.
+    pub fn parts(self) -> usize {
+        match self {
+            Self::Vision | Self::Language => 1,
+            Self::Concat => 2,
+            Self::Dsff => 3,
+        }
+    }
+
+    /// The one of this name, if there is one.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fusion| fusion.name() == name)
+    }
 }
 
 /// The vision tower, field `vision_config`.
@@ -168,6 +213,14 @@ impl Config {
             },
             template: root.text_or("template", "internvl2_5")?.to_owned(),
             lora_rank: root.count_or("use_llm_lora", 0)?,
+            fusion: Fusion::named(root.text_or("res_decoder_fusion", "dsff")?).ok_or_else(
+                || {
+                    root.wrong(
+                        "res_decoder_fusion",
+                        "\"t1\", \"t2\", \"concat\" or \"dsff\"",
+                    )
+                },
+            )?,
             vision: VisionConfig {
                 width: vision.size("hidden_size")?,
                 inner: vision.size("intermediate_size")?,
@@ -225,6 +278,7 @@ impl Config {
             "template": self.template,
             "select_layer": -1,
             "use_llm_lora": self.lora_rank,
+            "res_decoder_fusion": self.fusion.name(),
             "tie_word_embeddings": false,
             "vision_config": {
                 "architectures": ["InternVisionModel"],
@@ -276,6 +330,7 @@ impl Config {
             unshuffle_version: UnshuffleVersion::V2,
             template: "internvl2_5".to_owned(),
             lora_rank: 0,
+            fusion: Fusion::Dsff,
             vision: VisionConfig {
                 width: 1024,
                 inner: 4096,

@@ -19,7 +19,7 @@ pub struct LanguageModel {
     /// Key `model.embed_tokens` or `model.tok_embeddings`: `(V, D)`.
     embedding: Tensor<2>,
     /// Keys `model.layers.{i}`.
-    layers: Vec<Layer>,
+    layers: Vec<LanguageLayer>,
     /// Key `model.norm`.
     norm: RmsNorm,
     /// Key `lm_head` or `output`: never tied to the embedding.
@@ -84,7 +84,7 @@ impl LanguageModel {
         Ok(Self {
             embedding: tensors.get(embedding, [vocabulary, width], "llm_config.vocab_size")?,
             layers: (0..config.layers)
-                .map(|i| Layer::load(&tensors.at("model.layers").at(i), config))
+                .map(|i| LanguageLayer::load(&tensors.at("model.layers").at(i), config))
                 .collect::<Result<_, _>>()?,
             norm: RmsNorm::load(
                 &tensors.at("model.norm"),
@@ -129,7 +129,7 @@ impl LanguageModel {
         mask: &Tensor<4>,
         past: Option<&KeyValues>,
     ) -> (Tensor<3>, KeyValues) {
-        let rope = Rope::new(positions, self.head_dim, self.rope_theta, &x.device());
+        let rope = self.rope(positions, &x.device());
         let mut seen = Vec::with_capacity(self.layers.len());
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
@@ -138,7 +138,22 @@ impl LanguageModel {
             x = y;
             seen.push(key_values);
         }
-        (self.norm.forward(x), KeyValues { layers: seen })
+        (self.finish(x), KeyValues { layers: seen })
+    }
+
+    /// The turns of queries and keys at these positions.
+    pub fn rope(&self, positions: &[usize], device: &Device) -> Rope {
+        Rope::new(positions, self.head_dim, self.rope_theta, device)
+    }
+
+    /// The layers, first to last: for training, which goes through them one by one.
+    pub fn layers(&self) -> &[LanguageLayer] {
+        &self.layers
+    }
+
+    /// The final norm: `(B, L, D)` to `(B, L, D)`.
+    pub fn finish(&self, x: Tensor<3>) -> Tensor<3> {
+        self.norm.forward(x)
     }
 
     /// Scores of the next token over the whole vocabulary.
@@ -163,15 +178,10 @@ pub fn causal_mask(length: usize, device: &Device) -> Tensor<4> {
 
 /// One pre-norm decoder layer.
 #[derive(Debug, Clone)]
-struct Layer {
+pub struct LanguageLayer {
     /// Key `input_layernorm` or `attention_norm`.
     attention_norm: RmsNorm,
-    /// Key `self_attn.q_proj`, or the query rows of `attention.wqkv`.
-    query: Linear,
-    /// Key `self_attn.k_proj`, or the key rows of `attention.wqkv`.
-    key: Linear,
-    /// Key `self_attn.v_proj`, or the value rows of `attention.wqkv`.
-    value: Linear,
+    projections: Projections,
     /// Key `self_attn.o_proj` or `attention.wo`.
     output: Linear,
     /// Key `post_attention_layernorm` or `ffn_norm`.
@@ -186,7 +196,7 @@ struct Layer {
     key_value_heads: usize,
 }
 
-impl Layer {
+impl LanguageLayer {
     fn load(tensors: &Tensors<'_>, config: &LanguageConfig) -> Result<Self, WeightsError> {
         let LanguageConfig {
             width,
@@ -205,17 +215,23 @@ impl Layer {
         match config.family {
             LanguageFamily::Qwen2 => Ok(Self {
                 attention_norm: norm("input_layernorm")?,
-                query: Linear::load(&tensors.at("self_attn.q_proj"), [width, width], width_field)?,
-                key: Linear::load(
-                    &tensors.at("self_attn.k_proj"),
-                    [width, narrow],
-                    heads_field,
-                )?,
-                value: Linear::load(
-                    &tensors.at("self_attn.v_proj"),
-                    [width, narrow],
-                    heads_field,
-                )?,
+                projections: Projections::Separate {
+                    query: Linear::load(
+                        &tensors.at("self_attn.q_proj"),
+                        [width, width],
+                        width_field,
+                    )?,
+                    key: Linear::load(
+                        &tensors.at("self_attn.k_proj"),
+                        [width, narrow],
+                        heads_field,
+                    )?,
+                    value: Linear::load(
+                        &tensors.at("self_attn.v_proj"),
+                        [width, narrow],
+                        heads_field,
+                    )?,
+                },
                 output: plain("self_attn.o_proj", [width, width], width_field)?,
                 mlp_norm: norm("post_attention_layernorm")?,
                 gate: plain("mlp.gate_proj", [width, inner], inner_field)?,
@@ -224,32 +240,30 @@ impl Layer {
                 heads,
                 key_value_heads,
             }),
-            LanguageFamily::InternLm2 => {
-                let fused = tensors.get(
-                    "attention.wqkv.weight",
-                    [width + 2 * narrow, width],
+            LanguageFamily::InternLm2 => Ok(Self {
+                attention_norm: norm("attention_norm")?,
+                projections: Projections::Fused(plain(
+                    "attention.wqkv",
+                    [width, width + 2 * narrow],
                     heads_field,
-                )?;
-                let [query, key, value] = split_wqkv(fused, config);
-                Ok(Self {
-                    attention_norm: norm("attention_norm")?,
-                    query,
-                    key,
-                    value,
-                    output: plain("attention.wo", [width, width], width_field)?,
-                    mlp_norm: norm("ffn_norm")?,
-                    gate: plain("feed_forward.w1", [width, inner], inner_field)?,
-                    up: plain("feed_forward.w3", [width, inner], inner_field)?,
-                    down: plain("feed_forward.w2", [inner, width], inner_field)?,
-                    heads,
-                    key_value_heads,
-                })
-            }
+                )?),
+                output: plain("attention.wo", [width, width], width_field)?,
+                mlp_norm: norm("ffn_norm")?,
+                gate: plain("feed_forward.w1", [width, inner], inner_field)?,
+                up: plain("feed_forward.w3", [width, inner], inner_field)?,
+                down: plain("feed_forward.w2", [inner, width], inner_field)?,
+                heads,
+                key_value_heads,
+            }),
         }
     }
 
-    /// `(B, L, D)` to `(B, L, D)`, and the keys and values of these tokens.
-    fn forward(
+    /// # Shapes
+    /// - `x`: `(B, L, D)`
+    /// - `mask`: as in [`LanguageModel::forward`]
+    /// - `past`: keys and values of `P` earlier tokens
+    /// - returns `(B, L, D)`, and the keys and values of these tokens
+    pub fn forward(
         &self,
         x: Tensor<3>,
         rope: &Rope,
@@ -257,12 +271,10 @@ impl Layer {
         past: Option<&(Tensor<4>, Tensor<4>)>,
     ) -> (Tensor<3>, (Tensor<4>, Tensor<4>)) {
         let h = self.attention_norm.forward(x.clone());
-        let query = rope.apply(split_heads(self.query.forward(h.clone()), self.heads));
-        let key = rope.apply(split_heads(
-            self.key.forward(h.clone()),
-            self.key_value_heads,
-        ));
-        let value = split_heads(self.value.forward(h), self.key_value_heads);
+        let [query, key, value] = self
+            .projections
+            .forward(h, self.heads, self.key_value_heads);
+        let (query, key) = (rope.apply(query), rope.apply(key));
         let (keys, values) = match past {
             Some((old_key, old_value)) => (
                 Tensor::cat(vec![old_key.clone(), key.clone()], 2),
@@ -280,26 +292,47 @@ impl Layer {
     }
 }
 
-/// Takes InternLM2's fused projection apart.
-///
-/// Its rows come in one group per key-value head: the query heads of the
-/// group, then its key head, then its value head.
-fn split_wqkv(fused: Tensor<2>, config: &LanguageConfig) -> [Linear; 3] {
-    let LanguageConfig {
-        width,
-        heads,
-        key_value_heads: groups,
-        ..
-    } = *config;
-    let (head_dim, per_group) = (config.head_dim(), heads / groups);
-    let fused = fused.reshape([groups, per_group + 2, head_dim, width]);
-    let rows = |start, count| {
-        let part = fused.clone().narrow(1, start, count);
-        Linear::new(part.reshape([groups * count * head_dim, width]), None)
-    };
-    [
-        rows(0, per_group),
-        rows(per_group, 1),
-        rows(per_group + 1, 1),
-    ]
+/// Queries, keys and values of the tokens.
+#[derive(Debug, Clone)]
+enum Projections {
+    /// Qwen2.
+    Separate {
+        /// Key `self_attn.q_proj`.
+        query: Linear,
+        /// Key `self_attn.k_proj`.
+        key: Linear,
+        /// Key `self_attn.v_proj`.
+        value: Linear,
+    },
+    /// InternLM2, key `attention.wqkv`: one group for each key-value head, which holds the
+    /// group's query heads, its key head, then its value head.
+    Fused(Linear),
+}
+
+impl Projections {
+    /// `(B, L, D)` to `(B, heads, L, d)`, and twice `(B, groups, L, d)`.
+    fn forward(&self, x: Tensor<3>, heads: usize, groups: usize) -> [Tensor<4>; 3] {
+        match self {
+            Self::Separate { query, key, value } => [
+                split_heads(query.forward(x.clone()), heads),
+                split_heads(key.forward(x.clone()), groups),
+                split_heads(value.forward(x), groups),
+            ],
+            Self::Fused(fused) => {
+                let per_group = heads / groups;
+                let joined = split_heads(fused.forward(x), heads + 2 * groups);
+                let [batch, all, length, head_dim] = joined.dims();
+                let joined = joined.reshape([batch, groups, all / groups, length, head_dim]);
+                let part = |start, count| {
+                    let part = joined.clone().narrow(2, start, count);
+                    part.reshape([batch, groups * count, length, head_dim])
+                };
+                [
+                    part(0, per_group),
+                    part(per_group, 1),
+                    part(per_group + 1, 1),
+                ]
+            }
+        }
+    }
 }

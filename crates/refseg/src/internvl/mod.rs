@@ -7,8 +7,8 @@ mod vision;
 
 pub(crate) use config::Fields;
 pub use config::{
-    Config, ConfigError, LanguageConfig, LanguageFamily, UnshuffleVersion, VisionConfig,
+    Config, ConfigError, Fusion, LanguageConfig, LanguageFamily, UnshuffleVersion, VisionConfig,
 };
-pub use language::{KeyValues, LanguageModel, causal_mask};
+pub use language::{KeyValues, LanguageLayer, LanguageModel, causal_mask};
 pub use projector::Projector;
 pub use vision::VisionModel;

@@ -13,8 +13,8 @@ use burn::tensor::{Tensor, activation, module, ops::ConvOptions};
 
 use super::dysample::DySample;
 use crate::{
-    internvl::Config,
-    nn::{LayerNorm, Linear, Tensors, attention, split_heads},
+    internvl::{Config, Fusion},
+    nn::{Dropout, LayerNorm, Linear, Tensors, attention_with_dropout, split_heads},
     weights::WeightsError,
 };
 
@@ -23,13 +23,8 @@ use crate::{
 pub struct MaskDecoder {
     /// Key `text_down`: D → C.
     text_down: Linear,
-    /// Key `img_llm_down`: D → C.
-    llm_down: Linear,
-    /// Key `ca_layer_v2l`: patches query the language model's image tokens.
-    vit_to_llm: CrossDecoder,
-    /// Key `upsample_adapter_l`.
-    upsample: DySample,
-    /// Key `text_out_adapter`: 3C → C.
+    features: Features,
+    /// Key `text_out_adapter`: C, 2C or 3C → C.
     join: Linear,
     /// Key `ca_layer_vl`: patches query the phrase.
     vision_to_phrase: CrossDecoder,
@@ -40,6 +35,33 @@ pub struct MaskDecoder {
     /// Key `conv2.bias`: `(1)`.
     conv2_bias: Tensor<1>,
     patch: usize,
+}
+
+/// What the decoder sees of the picture. The paper's own choice is the last; its Table 4 compares
+/// the four.
+#[derive(Debug, Clone)]
+enum Features {
+    /// The ViT's patches alone: C.
+    Vision,
+    /// The language model's image tokens alone, at the resolution of the patches: C.
+    Language(Meaning),
+    /// Patches and tokens side by side: 2C.
+    Concat(Meaning),
+    /// DSFF: the patches after a look at the tokens, the patches, and the tokens: 3C.
+    Dsff {
+        /// Key `ca_layer_v2l`: patches query the language model's image tokens.
+        vit_to_llm: CrossDecoder,
+        meaning: Meaning,
+    },
+}
+
+/// The picture as the language model sees it.
+#[derive(Debug, Clone)]
+struct Meaning {
+    /// Key `img_llm_down`: D → C.
+    down: Linear,
+    /// Key `upsample_adapter_l`.
+    upsample: DySample,
 }
 
 /// The half of the decoder that no phrase changes.
@@ -78,6 +100,8 @@ const NORM_EPSILON: f64 = 1e-5;
 const BATCH_NORM_EPSILON: f64 = 1e-5;
 /// Side of the last convolution's kernel: `RESDecoder.conv2`.
 const CONV2_SIDE: usize = 5;
+/// Dropout in training, wherever `TransformerDecoderLayer` has one: its default.
+const DROPOUT: f64 = 0.1;
 
 impl MaskDecoder {
     /// Reads the decoder; `tensors` is at `res_decoder`.
@@ -97,14 +121,12 @@ impl MaskDecoder {
                 [language, width],
                 "llm_config.hidden_size",
             )?,
-            llm_down: Linear::load(
-                &tensors.at("img_llm_down"),
-                [language, width],
-                "llm_config.hidden_size",
+            features: Features::load(tensors, config)?,
+            join: Linear::load(
+                &tensors.at("text_out_adapter"),
+                [config.fusion.parts() * width, width],
+                field,
             )?,
-            vit_to_llm: CrossDecoder::load(&tensors.at("ca_layer_v2l.decoder"), width)?,
-            upsample: DySample::load(&tensors.at("upsample_adapter_l"), width)?,
-            join: Linear::load(&tensors.at("text_out_adapter"), [3 * width, width], field)?,
             vision_to_phrase: CrossDecoder::load(&tensors.at("ca_layer_vl.decoder"), width)?,
             conv1: ConvNorm::load(&tensors.at("conv1"), [width, patch * patch])?,
             conv2_weight: tensors.get("conv2.weight", [1, 1, CONV2_SIDE, CONV2_SIDE], field)?,
@@ -159,11 +181,25 @@ impl MaskDecoder {
 
     /// Joins the picture as the ViT and as the language model see it: `(B, P, C)`.
     fn fuse(&self, vit: Tensor<3>, llm: Tensor<3>) -> Tensor<3> {
-        let meaning = self.llm_down.forward(llm); // (B, P/4, C)
-        let detail = self.vit_to_llm.forward(vit.clone(), meaning.clone()); // (B, P, C)
-        let meaning = self.upsample.forward(meaning); // (B, P, C)
-        self.join
-            .forward(Tensor::cat(vec![detail, vit, meaning], 2))
+        self.join.forward(match &self.features {
+            Features::Vision => vit,
+            Features::Language(meaning) => {
+                let tokens = meaning.down.forward(llm); // (B, P/4, C)
+                meaning.upsample.forward(tokens) // (B, P, C)
+            }
+            Features::Concat(meaning) => {
+                let tokens = meaning.down.forward(llm);
+                Tensor::cat(vec![vit, meaning.upsample.forward(tokens)], 2)
+            }
+            Features::Dsff {
+                vit_to_llm,
+                meaning,
+            } => {
+                let tokens = meaning.down.forward(llm);
+                let detail = vit_to_llm.forward(vit.clone(), tokens.clone()); // (B, P, C)
+                Tensor::cat(vec![detail, vit, meaning.upsample.forward(tokens)], 2)
+            }
+        })
     }
 
     /// Every patch after it has met every phrase: `(B·Q, P, C)`.
@@ -201,6 +237,28 @@ impl MaskDecoder {
     }
 }
 
+impl Features {
+    fn load(tensors: &Tensors<'_>, config: &Config) -> Result<Self, WeightsError> {
+        let (width, language) = (config.vision.width, config.language.width);
+        let meaning = || {
+            let down = tensors.at("img_llm_down");
+            Ok(Meaning {
+                down: Linear::load(&down, [language, width], "llm_config.hidden_size")?,
+                upsample: DySample::load(&tensors.at("upsample_adapter_l"), width)?,
+            })
+        };
+        Ok(match config.fusion {
+            Fusion::Vision => Self::Vision,
+            Fusion::Language => Self::Language(meaning()?),
+            Fusion::Concat => Self::Concat(meaning()?),
+            Fusion::Dsff => Self::Dsff {
+                vit_to_llm: CrossDecoder::load(&tensors.at("ca_layer_v2l.decoder"), width)?,
+                meaning: meaning()?,
+            },
+        })
+    }
+}
+
 /// One post-norm transformer decoder layer and a layer norm after it.
 ///
 /// Reference: `TransformerDecoder` with one `TransformerDecoderLayer`. The
@@ -223,6 +281,8 @@ struct CrossDecoder {
     linear2: Linear,
     /// Key `norm`: a second layer norm in a row.
     norm: LayerNorm,
+    /// After the self-attention, the cross-attention, `relu` and `linear2`.
+    dropouts: [Dropout; 4],
 }
 
 impl CrossDecoder {
@@ -239,6 +299,8 @@ impl CrossDecoder {
             linear1: Linear::load(&layer.at("linear1"), [width, width], field)?,
             linear2: Linear::load(&layer.at("linear2"), [width, width], field)?,
             norm: norm(tensors.at("norm"))?,
+            dropouts: ["dropout1", "dropout2", "dropout", "dropout3"]
+                .map(|name| layer.dropout(name, DROPOUT)),
         })
     }
 
@@ -249,7 +311,7 @@ impl CrossDecoder {
     fn forward(&self, x: Tensor<3>, memory: Tensor<3>) -> Tensor<3> {
         let x = self.look_around(x);
         let seen = self.cross_attention.forward(x.clone(), memory);
-        self.finish(x + seen)
+        self.finish(x + self.dropouts[1].forward(seen))
     }
 
     /// [`CrossDecoder::forward`] after [`CrossDecoder::look_around`], for a memory of one element.
@@ -261,6 +323,15 @@ impl CrossDecoder {
     fn forward_onto_single_key(&self, base: Tensor<3>, memory: Tensor<3>) -> Tensor<3> {
         let [batch, patches, width] = base.dims();
         let [_, count, _] = memory.dims();
+        if self.cross_attention.dropout.is_active() {
+            // Each query then forgets other heads' answers: it is a real attention again.
+            let rows = batch * count;
+            let base = base.unsqueeze_dim::<4>(1).repeat_dim(1, count);
+            let base = base.reshape([rows, patches, width]);
+            let memory = memory.reshape([rows, 1, width]);
+            let seen = self.cross_attention.forward(base.clone(), memory);
+            return self.finish(base + self.dropouts[1].forward(seen));
+        }
         let seen = self.cross_attention.forward_onto_single_key(memory);
         let x = base.unsqueeze_dim::<4>(1) + seen.unsqueeze_dim::<4>(2);
         self.finish(x.reshape([batch * count, patches, width]))
@@ -268,14 +339,15 @@ impl CrossDecoder {
 
     /// The queries attend to each other.
     fn look_around(&self, x: Tensor<3>) -> Tensor<3> {
-        self.norm1
-            .forward(x.clone() + self.self_attention.forward(x.clone(), x))
+        let seen = self.self_attention.forward(x.clone(), x.clone());
+        self.norm1.forward(x + self.dropouts[0].forward(seen))
     }
 
     fn finish(&self, x: Tensor<3>) -> Tensor<3> {
         let x = self.norm2.forward(x);
         let inner = activation::relu(self.linear1.forward(x.clone()));
-        let x = self.norm3.forward(x + self.linear2.forward(inner));
+        let change = self.linear2.forward(self.dropouts[2].forward(inner));
+        let x = self.norm3.forward(x + self.dropouts[3].forward(change));
         self.norm.forward(x)
     }
 }
@@ -291,6 +363,8 @@ struct MultiHeadAttention {
     value: Linear,
     /// Key `out_proj`.
     output: Linear,
+    /// On the attention's probabilities.
+    dropout: Dropout,
 }
 
 impl MultiHeadAttention {
@@ -307,6 +381,7 @@ impl MultiHeadAttention {
             key: part(1),
             value: part(2),
             output: Linear::load(&tensors.at("out_proj"), [width, width], field)?,
+            dropout: tensors.dropout("dropout", DROPOUT),
         })
     }
 
@@ -315,7 +390,8 @@ impl MultiHeadAttention {
         let query = split_heads(self.query.forward(x), HEADS);
         let key = split_heads(self.key.forward(memory.clone()), HEADS);
         let value = split_heads(self.value.forward(memory), HEADS);
-        self.output.forward(attention(query, key, value, None))
+        let seen = attention_with_dropout(query, key, value, None, &self.dropout);
+        self.output.forward(seen)
     }
 
     /// What every query receives from a memory of one element: the softmax over it is 1.

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::kernels;
+use super::{Dropout, kernels};
 
 /// `softmax(q·kᵀ/√d + mask) · v`, where a group of query heads shares one
 /// key-value head: query head `h` reads key-value head `h / (H / G)`.
@@ -13,6 +13,20 @@ use super::kernels;
 /// - `mask`: added to the scores, `(1, 1, L, M)`, `(B, 1, L, M)` or `(1, H, L, M)`
 /// - returns `(B, L, H·d)`
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&Tensor<4>>) -> Tensor<3> {
+    attention_with_dropout(q, k, v, mask, &Dropout::none())
+}
+
+/// [`attention`] that forgets some of the keys in training: dropout on the softmax's output.
+///
+/// # Shapes
+/// As [`attention`].
+pub fn attention_with_dropout(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mask: Option<&Tensor<4>>,
+    dropout: &Dropout,
+) -> Tensor<3> {
     let [batch, heads, length, head_dim] = q.dims();
     let [_, groups, keys, _] = k.dims();
     let q = q.mul_scalar((head_dim as f64).powf(-0.5));
@@ -27,7 +41,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&Tensor<
             keys,
         ]);
     }
-    let joined = softmax(scores).matmul(v);
+    let joined = dropout.forward(softmax(scores)).matmul(v);
     joined
         .reshape([batch, heads, length, head_dim])
         .swap_dims(1, 2)

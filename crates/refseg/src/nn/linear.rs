@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, activation, module};
 
-use super::{Tensors, kernels};
+use super::{Dropout, Tensors, kernels};
 use crate::weights::WeightsError;
 
 /// `x · Wᵀ + b`.
@@ -12,6 +12,23 @@ pub struct Linear {
     weight: Tensor<2>,
     /// Key `bias`: `(out)`.
     bias: Option<Tensor<1>>,
+    /// Keys `lora_A` and `lora_B`, while they are being trained.
+    low_rank: Option<LowRank>,
+}
+
+/// A change of a weight that is being trained beside it: `x` gains `s · drop(x) · Aᵀ · Bᵀ`.
+///
+/// Paper: LoRA, arXiv 2106.09685.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// Key `lora_A.default.weight`: `(r, in)`.
+    pub a: Tensor<2>,
+    /// Key `lora_B.default.weight`: `(out, r)`.
+    pub b: Tensor<2>,
+    /// `s`, alpha over rank.
+    pub scale: f64,
+    /// On the input of `A` alone.
+    pub dropout: Dropout,
 }
 
 impl Linear {
@@ -40,22 +57,42 @@ impl Linear {
         [inputs, outputs]: [usize; 2],
         implied_by: &'static str,
     ) -> Result<Self, WeightsError> {
-        Ok(Self::new(
-            tensors.get("weight", [outputs, inputs], implied_by)?,
-            None,
-        ))
+        let weight = tensors.get("weight", [outputs, inputs], implied_by)?;
+        Ok(Self {
+            low_rank: tensors.low_rank("weight", [outputs, inputs])?,
+            ..Self::new(weight, None)
+        })
     }
 
     /// A layer of the given `(out, in)` weight and `(out)` bias.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self { weight, bias }
+        Self {
+            weight,
+            bias,
+            low_rank: None,
+        }
     }
 
     /// # Shapes
     /// - `x`: `(…, in)`
     /// - returns `(…, out)`
     pub fn forward<const R: usize>(&self, x: Tensor<R>) -> Tensor<R> {
-        module::linear(x, self.weight.clone().transpose(), self.bias.clone())
+        let change = self
+            .low_rank
+            .as_ref()
+            .map(|low_rank| low_rank.forward(x.clone()));
+        let y = module::linear(x, self.weight.clone().transpose(), self.bias.clone());
+        match change {
+            None => y,
+            Some(change) => y + change,
+        }
+    }
+}
+
+impl LowRank {
+    fn forward<const R: usize>(&self, x: Tensor<R>) -> Tensor<R> {
+        let narrow = module::linear(self.dropout.forward(x), self.a.clone().transpose(), None);
+        module::linear(narrow, self.b.clone().transpose(), None).mul_scalar(self.scale)
     }
 }
 

@@ -7,6 +7,7 @@
 mod attention;
 mod blueprint;
 mod conv;
+mod dropout;
 mod kernels;
 mod linear;
 mod norm;
@@ -14,10 +15,11 @@ mod rope;
 mod stored;
 mod tensors;
 
-pub use attention::{attention, softmax, split_heads};
+pub use attention::{attention, attention_with_dropout, softmax, split_heads};
 pub use blueprint::{Blueprint, Part};
 pub use conv::{Conv2d, ConvShape, patches};
-pub use linear::{Linear, gelu, gelu_tanh, silu};
+pub use dropout::Dropout;
+pub use linear::{Linear, LowRank, gelu, gelu_tanh, silu};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rope::Rope;
 pub use stored::StoredTensors;

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
+use super::{Dropout, LowRank};
 use crate::weights::WeightsError;
 
 /// A store of named tensors: a checkpoint on disk, or the parameters of a
@@ -24,6 +25,22 @@ pub trait TensorSource {
 
     /// The device on which the tensors live.
     fn device(&self) -> Device;
+
+    /// The change that is being trained beside the `(out, in)` matrix `key`, if there is one.
+    ///
+    /// # Errors
+    /// As [`TensorSource::tensor`].
+    fn low_rank(&self, key: &str, shape: [usize; 2]) -> Result<Option<LowRank>, WeightsError> {
+        let _ = (key, shape);
+        Ok(None)
+    }
+
+    /// The dropout of the layer `key`, which was published with this rate: none outside of
+    /// training.
+    fn dropout(&self, key: &str, rate: f64) -> Dropout {
+        let _ = (key, rate);
+        Dropout::none()
+    }
 }
 
 /// A view into a [`TensorSource`] under a key prefix.
@@ -63,6 +80,19 @@ impl<'a> Tensors<'a> {
     ) -> Result<Tensor<R>, WeightsError> {
         let flat = self.source.tensor(&self.key(name), &shape, implied_by)?;
         Ok(flat.reshape(shape))
+    }
+
+    /// The change that is being trained beside the `(out, in)` matrix `name`, if there is one.
+    ///
+    /// # Errors
+    /// See [`TensorSource::tensor`].
+    pub fn low_rank(&self, name: &str, shape: [usize; 2]) -> Result<Option<LowRank>, WeightsError> {
+        self.source.low_rank(&self.key(name), shape)
+    }
+
+    /// The dropout `name` below the prefix: see [`TensorSource::dropout`].
+    pub fn dropout(&self, name: &str, rate: f64) -> Dropout {
+        self.source.dropout(&self.key(name), rate)
     }
 
     /// The device on which the tensors live.

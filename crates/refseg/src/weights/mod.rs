@@ -73,6 +73,19 @@ pub enum Dtype {
     Other(String),
 }
 
+/// Unmerged LoRA of one weight `[out, in]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LowRankFactors {
+    /// `[rank, in]`, row-major.
+    pub a: Vec<f32>,
+    /// `[out, rank]`, row-major.
+    pub b: Vec<f32>,
+    /// Columns of `b`.
+    pub rank: usize,
+    /// The factor in front of `B·A`.
+    pub scale: f32,
+}
+
 impl Weights {
     /// Opens the weights in `folder`, reading headers only.
     ///
@@ -235,6 +248,27 @@ impl Weights {
         expected_shape: &[usize],
         implied_by: &str,
     ) -> Result<Vec<f32>, WeightsError> {
+        let mut values = self.read_base_f32(key, expected_shape, implied_by)?;
+        if let Some(LowRankFactors { a, b, rank, scale }) = self.low_rank(key)? {
+            merge_lora(&mut values, &a, &b, rank, scale);
+            // Finite factors can still overflow in their product.
+            if let Some(info) = self.info(key) {
+                check_finite(&values, &info.file, key)?;
+            }
+        }
+        Ok(values)
+    }
+
+    /// [`Weights::read_f32`] without its LoRA: the weight that was adapted.
+    ///
+    /// # Errors
+    /// As [`Weights::read_f32`].
+    pub fn read_base_f32(
+        &self,
+        key: &str,
+        expected_shape: &[usize],
+        implied_by: &str,
+    ) -> Result<Vec<f32>, WeightsError> {
         let tensor = self.tensors.get(key).ok_or_else(|| WeightsError::Missing {
             path: self.path.clone(),
             key: key.to_owned(),
@@ -248,15 +282,27 @@ impl Weights {
                 implied_by: implied_by.into(),
             });
         }
-        let mut values = self.read_stored(&tensor.stored)?;
-        if let Some(lora) = &tensor.lora {
-            let a = self.read_stored(&lora.a)?;
-            let b = self.read_stored(&lora.b)?;
-            merge_lora(&mut values, &a, &b, lora.rank, lora.scale);
-            // Finite factors can still overflow in their product.
-            check_finite(&values, &tensor.info.file, key)?;
-        }
-        Ok(values)
+        self.read_stored(&tensor.stored)
+    }
+
+    /// The unmerged LoRA of a tensor, if it has one.
+    ///
+    /// # Errors
+    /// When it holds NaN or infinity, or cannot be read.
+    pub fn low_rank(&self, key: &str) -> Result<Option<LowRankFactors>, WeightsError> {
+        let Some(lora) = self
+            .tensors
+            .get(key)
+            .and_then(|tensor| tensor.lora.as_ref())
+        else {
+            return Ok(None);
+        };
+        Ok(Some(LowRankFactors {
+            a: self.read_stored(&lora.a)?,
+            b: self.read_stored(&lora.b)?,
+            rank: lora.rank,
+            scale: lora.scale,
+        }))
     }
 
     /// Logical names of tensors that are not in `used`, sorted.

@@ -13,7 +13,7 @@ use refseg::{
     prompt::{SYSTEM_INTERNLM2_CHAT, SYSTEM_INTERNVL2_5},
 };
 use refseg_data::scenes;
-use refseg_train::vocabulary::{ADDED_TOKENS, train_tokenizer};
+use refseg_train::scratch::vocabulary::{ADDED_TOKENS, train_tokenizer};
 use serde_json::{Map, Value, json};
 
 /// The English words of prompts, besides those of phrases.

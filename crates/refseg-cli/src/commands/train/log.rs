@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use refseg_data::metrics::{Metric, Tally};
 use refseg_train::{
     curve::{Curve, HeldOut},
-    step::Losses,
+    losses::Losses,
 };
 use serde_json::{Value, json};
 
@@ -54,18 +54,14 @@ impl Log {
     }
 
     /// Writes a step down.
-    pub(super) fn step(&mut self, step: u64, losses: &Losses, norm: f64) -> Result<()> {
-        self.write(&json!({
-            "step": step,
-            "loss": losses.total(),
-            "decision": losses.decision,
-            "mask": losses.mask,
-            "dice": losses.dice,
-            "patch": losses.patch,
-            "matching": losses.matching,
-            "place": losses.place,
-            "norm": norm,
-        }))
+    pub(super) fn step(&mut self, step: u64, losses: &Losses, norm: f64, rate: f64) -> Result<()> {
+        let mut record = json!({"step": step, "loss": losses.total});
+        for (name, value) in &losses.parts {
+            record[*name] = (*value).into();
+        }
+        record["norm"] = norm.into();
+        record["rate"] = rate.into();
+        self.write(&record)
     }
 
     /// Writes an evaluation down.
@@ -126,7 +122,7 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let mut log = Log::open(folder.path(), 0)?;
         for step in 1..=5 {
-            log.step(step, &Losses::default(), 1.0)?;
+            log.step(step, &Losses::default(), 1.0, 1e-3)?;
         }
         log.held_out(3, &Tally::default())?;
         log.file.write_all(b"{\"step\":6,\"lo")?;

@@ -1,6 +1,5 @@
 //! Drawn scenes as a training batch.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
 use refseg::{
     image::{Chroma, DecodeOptions, Image, ImageError},
     internvl::Config,
@@ -9,7 +8,8 @@ use refseg::{
 };
 use refseg_data::scenes::{Colour, Scene, SceneOptions, ScenePhrase, Shape, Split};
 
-use crate::{TrainError, auxiliary::SCALES};
+use super::auxiliary::SCALES;
+use crate::TrainError;
 
 /// What the network sees and what it should answer, for `B` pictures with `Q` phrases each.
 #[derive(Debug, Clone)]
@@ -179,18 +179,6 @@ impl Batch {
     /// Tokens of the longest suffix.
     pub fn longest_suffix(&self) -> usize {
         self.suffixes.iter().map(Vec::len).max().unwrap_or(0)
-    }
-
-    /// A tensor of values prepared on the host.
-    pub fn tensor<const R: usize>(values: &[f32], shape: [usize; R], device: &Device) -> Tensor<R> {
-        Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
-    }
-
-    /// A tensor of classes or indices prepared on the host.
-    pub fn indices(values: impl IntoIterator<Item = i64>, device: &Device) -> Tensor<1, Int> {
-        let values: Vec<i64> = values.into_iter().collect();
-        let count = values.len();
-        Tensor::from_data(TensorData::new(values, [count]), device)
     }
 }
 

@@ -13,9 +13,10 @@ use refseg::{
 };
 use refseg_data::scenes::{Colour, Shape};
 
+use super::batch::Batch;
 use crate::{
-    batch::Batch,
     losses::{binary_cross_entropy, cross_entropy},
+    tensors::{floats, indices},
 };
 
 /// Prefix of the heads' keys.
@@ -79,7 +80,7 @@ impl Auxiliary {
             .patch
             .forward(vit)
             .reshape([count, PATCH_OUTPUTS.iter().sum::<usize>()]);
-        let weights = Batch::tensor(&labels.weights, [count], &device);
+        let weights = floats(&labels.weights, [count], &device);
         let mut start = 0;
         let mut next = |width: usize| {
             start += width;
@@ -90,13 +91,13 @@ impl Auxiliary {
             .into_iter()
             .zip(PATCH_OUTPUTS)
             .map(|(classes, width)| {
-                let targets = Batch::indices(classes.iter().copied(), &device);
+                let targets = indices(classes.iter().copied(), &device);
                 cross_entropy(next(width), targets, weights.clone())
             })
             .collect();
         let boxes = next(PATCH_OUTPUTS[3]);
         let is_object = weights.greater_equal_scalar(1.0).float();
-        let wrong = (boxes - Batch::tensor(&labels.boxes, [count, 4], &device))
+        let wrong = (boxes - floats(&labels.boxes, [count, 4], &device))
             .abs()
             .mean_dim(1);
         let box_loss = (wrong.reshape([-1]) * is_object.clone()).sum() / (is_object.sum() + 1e-6);
@@ -125,7 +126,7 @@ impl Auxiliary {
         let [pictures, count, width] = phrases.dims();
         let [_, patches, _] = places.dims();
         let phrase = self.phrase.forward(phrases.clone()); // (B, Q, W)
-        let coverage = Batch::tensor(&batch.coverage, [pictures, count, patches], &device);
+        let coverage = floats(&batch.coverage, [pictures, count, patches], &device);
         let matching = |patch: Tensor<3>| {
             let scores = phrase.clone().matmul(patch.transpose()) * (MATCH_WIDTH as f64).powf(-0.5);
             // The threshold begins low: most patches are not meant.
@@ -134,9 +135,9 @@ impl Auxiliary {
         let matching = matching(self.place.forward(places)) + matching(self.sight.forward(vit));
 
         let found: Vec<f32> = batch.found.iter().map(|&found| f32::from(found)).collect();
-        let found = Batch::tensor(&found, [pictures * count], &device);
+        let found = floats(&found, [pictures * count], &device);
         let boxes = activation::sigmoid(self.bounds.forward(phrases.clone()));
-        let target = Batch::tensor(&batch.boxes, [pictures * count, 4], &device);
+        let target = floats(&batch.boxes, [pictures * count, 4], &device);
         let wrong = (boxes.reshape([pictures * count, 4]) - target)
             .abs()
             .mean_dim(1);
@@ -146,7 +147,7 @@ impl Auxiliary {
             .words
             .forward(phrases.reshape([pictures * count, width]));
         let [_, vocabulary] = scores.dims();
-        let asked = Batch::tensor(
+        let asked = floats(
             &word_shares(batch, vocabulary),
             [pictures * count, vocabulary],
             &device,

@@ -3,100 +3,32 @@
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use refseg::{internvl::Config, mllmseg::Mllmseg, prompt::PromptBuilder};
 
-use crate::{
-    TrainError,
+use super::{
     auxiliary::{Auxiliary, PhraseLosses},
     batch::Batch,
-    losses::{binary_cross_entropy, cross_entropy, dice},
-    parameters::{Gradients, Leaves, Parameters},
 };
-
-/// The losses of a step, each before its weight.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Losses {
-    /// Cross-entropy of the marker: `[SEG]` or `[REJ]`.
-    pub decision: f32,
-    /// Binary cross-entropy of the mask's logits.
-    pub mask: f32,
-    /// Dice.
-    pub dice: f32,
-    /// What each patch shows.
-    pub patch: f32,
-    /// Which patches a phrase means.
-    pub matching: f32,
-    /// Where they are.
-    pub place: f32,
-    /// Which words the phrase said.
-    pub words: f32,
-}
-
-impl Losses {
-    /// The weighted sum that is differentiated.
-    pub fn total(&self) -> f32 {
-        let weighted = self.weighted();
-        weighted.iter().map(|(value, weight)| value * weight).sum()
-    }
-
-    /// Adds a share of other losses.
-    pub(crate) fn add(&mut self, other: &Self, share: f32) {
-        self.decision += share * other.decision;
-        self.mask += share * other.mask;
-        self.dice += share * other.dice;
-        self.patch += share * other.patch;
-        self.matching += share * other.matching;
-        self.place += share * other.place;
-        self.words += share * other.words;
-    }
-
-    fn weighted(&self) -> [(f32, f32); 7] {
-        [
-            (self.decision, WEIGHTS.decision),
-            (self.mask, WEIGHTS.mask),
-            (self.dice, WEIGHTS.dice),
-            (self.patch, WEIGHTS.patch),
-            (self.matching, WEIGHTS.matching),
-            (self.place, WEIGHTS.place),
-            (self.words, WEIGHTS.words),
-        ]
-    }
-}
+use crate::{
+    TrainError,
+    losses::{Losses, binary_cross_entropy, cross_entropy, dice},
+    parameters::{Leaves, Parameters},
+    run::{Measured, Statistics},
+    tensors::{floats, indices, scalar, values},
+};
 
 /// Weights of the losses; Dice counts double, as the small masks need it.
-const WEIGHTS: Losses = Losses {
-    decision: 1.0,
-    mask: 1.0,
-    dice: 2.0,
-    patch: 0.5,
-    matching: 1.0,
-    place: 2.0,
-    words: 0.3,
-};
+const WEIGHTS: [(&str, f32); 7] = [
+    ("decision", 1.0),
+    ("mask", 1.0),
+    ("dice", 2.0),
+    ("patch", 0.5),
+    ("matching", 1.0),
+    ("place", 2.0),
+    ("words", 0.3),
+];
 /// One phrase in five has no target: without this a model says "found" when in doubt.
 const REJECTION_WEIGHT: f32 = 3.0;
 /// About 4 % of pixels belong to a target.
 const MASK_POSITIVE_WEIGHT: f64 = 4.0;
-
-/// What one worker found out.
-#[derive(Debug)]
-pub struct StepResult {
-    /// Losses over its share of the batch.
-    pub losses: Losses,
-    /// Gradients of the weighted sum.
-    pub gradients: Gradients,
-    /// Mean and biased variance of the mask decoder's convolution, with the values each was taken over.
-    pub statistics: Option<Statistics>,
-}
-
-/// Batch-norm statistics of one batch.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Statistics {
-    /// `(patch²)`.
-    pub mean: Vec<f32>,
-    /// `(patch²)`, biased.
-    pub variance: Vec<f32>,
-    /// Values behind each.
-    pub count: usize,
-}
 
 /// What a forward pass over a batch gives.
 #[derive(Debug)]
@@ -165,7 +97,7 @@ pub fn forward(
     });
     let phrases = hidden
         .reshape([pictures * row, width])
-        .select(0, Batch::indices(ends, &device));
+        .select(0, indices(ends, &device));
     let decisions = model.language.logits(phrases.clone());
     Ok(Forward {
         image: model.decoder.encode(vit.clone(), llm),
@@ -179,7 +111,7 @@ pub fn forward(
 pub fn chosen_phrases(forward: &Forward, batch: &Batch) -> Tensor<3> {
     let [pictures, count, width] = forward.phrases.dims();
     let flat = forward.phrases.clone().reshape([pictures * count, width]);
-    let chosen = Batch::indices(batch.chosen.iter().map(|&i| i as i64), &flat.device());
+    let chosen = indices(batch.chosen.iter().map(|&i| i as i64), &flat.device());
     flat.select(0, chosen)
         .reshape([pictures, batch.masks, width])
 }
@@ -195,7 +127,7 @@ pub fn step(
     prompts: &PromptBuilder,
     sight_only: bool,
     device: &Device,
-) -> Result<StepResult, TrainError> {
+) -> Result<Measured, TrainError> {
     let leaves = Leaves::tracked(parameters, device);
     let model = Mllmseg::load(&leaves, config)?;
     let auxiliary = Auxiliary::load(&leaves, config)?;
@@ -205,14 +137,13 @@ pub fn step(
             .vision
             .pixels(batch.pixels.clone(), batch.pictures, config.image_size);
         let patch = auxiliary.patch_loss(model.vision.forward(pixels), batch);
-        let losses = Losses {
-            patch: scalar(&patch),
-            ..Losses::default()
-        };
-        return Ok(StepResult {
+        let mut losses = Losses::default();
+        losses.push("patch", scalar(&patch), 1.0);
+        leaves.differentiate(&patch, &[]);
+        return Ok(Measured {
             losses,
-            gradients: leaves.gradients(&patch),
-            statistics: None,
+            gradients: leaves.into_gradients(),
+            statistics: Vec::new(),
         });
     }
 
@@ -232,17 +163,17 @@ pub fn step(
         .found
         .iter()
         .map(|&found| if found { 1.0 } else { REJECTION_WEIGHT });
-    let weights = Batch::tensor(&weights.collect::<Vec<f32>>(), [batch.found.len()], &device);
+    let weights = floats(&weights.collect::<Vec<f32>>(), [batch.found.len()], &device);
     let decision = cross_entropy(
         forward.decisions.clone(),
-        Batch::indices(markers, &device),
+        indices(markers, &device),
         weights,
     );
 
     let decoded = model
         .decoder
         .decode_in_training(&forward.image, chosen_phrases(&forward, batch));
-    let targets = Batch::tensor(&batch.targets, decoded.logits.dims(), &device);
+    let targets = floats(&batch.targets, decoded.logits.dims(), &device);
     let mask = binary_cross_entropy(
         decoded.logits.clone(),
         targets.clone(),
@@ -262,45 +193,29 @@ pub fn step(
         words,
     } = of_phrases;
 
-    let losses = Losses {
-        decision: scalar(&decision),
-        mask: scalar(&mask),
-        dice: scalar(&overlap),
-        patch: scalar(&patch),
-        matching: scalar(&matching),
-        place: scalar(&place),
-        words: scalar(&words),
-    };
     let parts = [decision, mask, overlap, patch, matching, place, words];
+    let mut losses = Losses::default();
     let weighted = parts
         .into_iter()
-        .zip(losses.weighted())
-        .map(|(loss, (_, weight))| loss * weight);
+        .zip(WEIGHTS)
+        .map(|(loss, (name, weight))| {
+            losses.push(name, scalar(&loss), weight);
+            loss * weight
+        });
     let total = weighted
         .reduce(|sum, loss| sum + loss)
         .expect("there are seven losses");
+    leaves.differentiate(&total, &[]);
     let statistics = decoded.statistics.map(|(mean, variance)| Statistics {
         mean: values(mean),
         variance: values(variance),
         count: batch.chosen.len() * config.grid() * config.grid(),
     });
-    Ok(StepResult {
+    Ok(Measured {
         losses,
-        gradients: leaves.gradients(&total),
-        statistics,
+        gradients: leaves.into_gradients(),
+        statistics: statistics.into_iter().collect(),
     })
-}
-
-/// The values of a tensor; f32 is the only float type that training creates.
-pub fn values<const R: usize>(tensor: Tensor<R>) -> Vec<f32> {
-    tensor
-        .into_data()
-        .try_into_vec()
-        .expect("training computes in f32")
-}
-
-fn scalar(loss: &Tensor<1>) -> f32 {
-    values(loss.clone())[0]
 }
 
 /// `(1, 1, L, L)` for a picture's tokens and `count` phrases of `length` behind them.

@@ -1,0 +1,535 @@
+//! Fine-tuning: any model that refseg runs, on pictures with phrases.
+//!
+//! Paper: MLLMSeg, arXiv 2508.04107, section 3.4 and the appendix on training. Reference: the
+//! official training script. What is trained and how is a [`recipe::Recipe`]; the published ones
+//! are among them.
+
+pub mod base;
+mod export;
+pub mod pass;
+pub mod recipe;
+pub mod sampler;
+mod start;
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use refseg::{
+    image::{Chroma, DecodeOptions, Image},
+    internvl::Config,
+    mllmseg::Mllmseg,
+    nn::{Blueprint, Part},
+    predictor::Predictor,
+    prompt::{Marker, Prefix, PromptBuilder, Template, Wording},
+    random::SplitMix64,
+    tokenizer::Tokenizer,
+};
+use refseg_data::{
+    evaluate::{Asked, Examples, Protocol, predict},
+    metrics::Tally,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    TrainError,
+    optimiser::{Optimiser, Rule, Schedule},
+    parameters::{Leaves, Noise, Over, Parameter, Parameters, Values, is_buffer},
+    run::{Measured, Plan, Run, Task},
+};
+use base::Base;
+use pass::{Question, Setting};
+use recipe::{Lora, OptimiserName, Recipe, WordingChoice};
+use sampler::{Drawn, Sampler};
+pub use start::Start;
+
+/// Fine-tuning on its way.
+pub struct Tuning {
+    recipe: Recipe,
+    start: Start,
+    config: Config,
+    /// `config.json` of the model that the run starts from, with every field.
+    config_json: Value,
+    base: Base,
+    /// What the network asks for.
+    parts: Vec<Part>,
+    tokenizer: Tokenizer,
+    prompts: PromptBuilder,
+    prefix: Prefix,
+    sampler: Sampler,
+    held_out: Option<Box<dyn Examples + Send>>,
+    device: Device,
+}
+
+/// What a run computes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workers {
+    /// Passes at once.
+    pub count: usize,
+    /// Threads of each.
+    pub threads: usize,
+    /// Threads that read pictures ahead.
+    pub loaders: usize,
+}
+
+/// How many parameters are trained, by what they belong to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// What they are.
+    pub name: &'static str,
+    /// How many.
+    pub parameters: usize,
+}
+
+/// Prefix of the mask decoder's keys.
+const DECODER: &str = "res_decoder.";
+/// Keys of the language model's layers begin so.
+const LAYERS: &str = "language_model.model.layers.";
+/// Keys of the embedding and of the head, in either family.
+const VOCABULARY: [&str; 4] = [
+    "language_model.model.embed_tokens.weight",
+    "language_model.lm_head.weight",
+    "language_model.model.tok_embeddings.weight",
+    "language_model.output.weight",
+];
+
+impl Tuning {
+    /// Begins a run in `folder`, or goes on with the one that lies there.
+    ///
+    /// `sampler` is what is learned from, `held_out` what the run is judged on.
+    ///
+    /// # Errors
+    /// If the model is at fault, the folder cannot be written, another run works in it, or it
+    /// holds a run with another recipe.
+    pub fn open(
+        folder: &Path,
+        start: Start,
+        recipe: Recipe,
+        workers: Workers,
+        sampler: Sampler,
+        held_out: Option<Box<dyn Examples + Send>>,
+    ) -> Result<Run<Self>, TrainError> {
+        let device = Device::flex();
+        let (mut config, config_json) = start.config()?;
+        let tokenizer = start.tokenizer(&folder.join("model"))?;
+        config.language.vocabulary = config.language.vocabulary.max(tokenizer.vocabulary_size());
+        let weights = start.weights()?;
+        if let Some(fusion) = recipe.train.fusion {
+            config.fusion = fusion;
+        }
+        let base = Base::new(weights, &config, recipe.seed, &device);
+        let base = base.adapted_as(recipe.train.lora)?;
+        let template: Template = config.template.parse()?;
+        // The published evaluation asks every model alike; so does its training but for one.
+        let template = match recipe.prompt.wording {
+            WordingChoice::Training => template,
+            WordingChoice::Evaluation => template.for_inference(),
+        };
+        let prompts = PromptBuilder::new(tokenizer.clone(), template, config.image_tokens())?;
+        let first_row = first_marker(&prompts)?;
+        let parts = Blueprint::of(|source| Mllmseg::load(source, &config))?;
+        let parameters = parameters(&recipe, &parts, &base, first_row)?;
+        let plan = plan(&recipe, workers);
+        let task = Self {
+            prefix: prompts.prefix()?,
+            recipe,
+            start,
+            config,
+            config_json,
+            base,
+            parts,
+            tokenizer,
+            prompts,
+            sampler,
+            held_out,
+            device,
+        };
+        Run::open(folder, task, plan, parameters)
+    }
+
+    /// The recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Sizes of the network.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What is learned from.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// Whether the network has a tensor of this key.
+    fn is_part(&self, key: &str) -> bool {
+        self.parts.iter().any(|part| part.key == key)
+    }
+
+    fn over(&self) -> Over<'_> {
+        let lora = self.recipe.train.lora;
+        Over {
+            base: &self.base,
+            scale: lora.map_or(0.0, Lora::scale),
+            dropout: lora.map_or(0.0, |lora| lora.dropout),
+            first_row: self.prompts.tokens().seg.min(self.prompts.tokens().rej) as usize,
+        }
+    }
+
+    /// The model as it is now, to be asked.
+    ///
+    /// # Errors
+    /// If the parts do not fit each other.
+    pub fn predictor(&self, parameters: &Parameters) -> Result<Predictor, TrainError> {
+        let leaves = Leaves::constant(parameters, Values::Average, &self.device).over(self.over());
+        let name = self.start.name();
+        let (config, tokenizer) = (self.config.clone(), self.tokenizer.clone());
+        Predictor::new(name, config, tokenizer, &leaves)
+            .map_err(|error| TrainError::Model(Box::new(error)))
+    }
+
+    /// A draw as the network sees it.
+    fn question(&self, drawn: Drawn) -> Result<Question, TrainError> {
+        let Drawn {
+            image,
+            asked,
+            mut random,
+        } = drawn;
+        let image = match self.recipe.data.jpeg_quality {
+            None => image,
+            Some([low, high]) => {
+                let quality = low + random.below(usize::from(high - low) + 1) as u8;
+                let jpeg = image.to_jpeg(quality, Chroma::Half)?;
+                Image::decode(
+                    &jpeg,
+                    "a picture of the training data",
+                    &DecodeOptions::default(),
+                )?
+            }
+        };
+        let side = self.config.image_size as u32;
+        let wording = match self.recipe.prompt.wording {
+            WordingChoice::Evaluation => Wording::Evaluation,
+            WordingChoice::Training => Wording::Training {
+                question: random.below(Wording::QUESTIONS),
+                answer: random.below(Wording::ANSWERS),
+            },
+        };
+        let phrases: Vec<&str> = asked.iter().map(|asked| asked.phrase.as_str()).collect();
+        let marker = |asked: &Asked| match asked.truth.mask.area() {
+            0 => Marker::Rej,
+            _ => Marker::Seg,
+        };
+        let markers: Vec<Marker> = asked.iter().map(marker).collect();
+        let prompts = if self.recipe.prompt.joint {
+            vec![self.prompts.worded(&phrases, &markers, wording)?]
+        } else {
+            let one = |(phrase, marker): (&&str, &Marker)| {
+                self.prompts.worded(&[*phrase], &[*marker], wording)
+            };
+            let each = phrases.iter().zip(&markers).map(one);
+            each.collect::<Result<_, _>>()?
+        };
+        Ok(Question {
+            pixels: image.resize(side, side).normalised(),
+            prompts,
+            targets: asked.into_iter().map(|asked| asked.truth.mask).collect(),
+        })
+    }
+
+    /// Losses and gradients over some pictures.
+    ///
+    /// # Errors
+    /// If a loss is not finite.
+    pub fn measure_on(
+        &self,
+        parameters: &Parameters,
+        questions: &[Question],
+        noise: Option<Noise>,
+    ) -> Result<Measured, TrainError> {
+        let setting = Setting {
+            config: &self.config,
+            prefix: &self.prefix,
+            tokens: self.prompts.tokens(),
+            loss: &self.recipe.loss,
+            recompute: self.recipe.recompute,
+        };
+        let mut tracked = Leaves::tracked(parameters, &self.device).over(self.over());
+        let mut constant =
+            Leaves::constant(parameters, Values::Latest, &self.device).over(self.over());
+        if let Some(noise) = noise {
+            (tracked, constant) = (tracked.with_noise(noise), constant.with_noise(noise));
+        }
+        pass::measure(tracked, &constant, parameters, &setting, questions)
+    }
+
+    /// How many parameters are trained, by what they belong to.
+    pub fn groups(parameters: &Parameters) -> Vec<Group> {
+        const NAMES: [&str; 5] = [
+            "mask decoder",
+            "low-rank changes",
+            "markers' rows",
+            "embedding and head",
+            "others",
+        ];
+        let mut counts = [0; NAMES.len()];
+        for (key, parameter) in parameters.iter().filter(|(_, p)| p.is_trained()) {
+            let group = if key.starts_with(DECODER) {
+                0
+            } else if key.ends_with(".lora_A") || key.ends_with(".lora_B") {
+                1
+            } else if key.ends_with(".rows") {
+                2
+            } else if VOCABULARY.contains(&key) {
+                3
+            } else {
+                4
+            };
+            counts[group] += parameter.values.len();
+        }
+        let groups = NAMES.into_iter().zip(counts);
+        let group = |(name, parameters)| Group { name, parameters };
+        groups.filter(|&(_, count)| count > 0).map(group).collect()
+    }
+}
+
+impl std::fmt::Debug for Tuning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tuning")
+            .field("start", &self.start)
+            .field("recipe", &self.recipe.description)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Task for Tuning {
+    type Batch = Vec<Question>;
+
+    fn batch(&self, step: u64, pass: usize) -> Result<Vec<Question>, TrainError> {
+        let each = self.recipe.pictures_a_pass;
+        let first = (step - 1) * self.recipe.pictures as u64 + (pass * each) as u64;
+        let questions = (first..first + each as u64).map(|i| self.question(self.sampler.draw(i)?));
+        questions.collect()
+    }
+
+    fn measure(
+        &self,
+        parameters: &Parameters,
+        batch: Vec<Question>,
+        step: u64,
+        pass: usize,
+    ) -> Result<Measured, TrainError> {
+        let mut random = SplitMix64::named("pass", self.recipe.seed);
+        let number = step * self.recipe.passes() as u64 + pass as u64;
+        let noise = Noise {
+            seed: random.next_u64() ^ number,
+            decoder: self.recipe.train.decoder_dropout,
+        };
+        self.measure_on(parameters, &batch, Some(noise))
+            .map_err(|error| match error {
+                TrainError::LossNotFinite { loss } => TrainError::Diverged {
+                    step,
+                    tensor: first_not_finite(parameters)
+                        .unwrap_or_else(|| format!("the loss `{loss}`")),
+                },
+                error => error,
+            })
+    }
+
+    fn judge(
+        &self,
+        parameters: &mut Parameters,
+        _: u64,
+        pools: &[rayon::ThreadPool],
+    ) -> Result<Option<Tally>, TrainError> {
+        let Some(examples) = &self.held_out else {
+            return Ok(Some(Tally::default()));
+        };
+        let predictor = self.predictor(parameters)?;
+        let count = self.recipe.watch.pictures.min(examples.pictures());
+        let pictures: Vec<usize> = (0..count).collect();
+        let protocol = if self.recipe.prompt.joint {
+            Protocol::Joint
+        } else {
+            Protocol::Single
+        };
+        let mut tally = Tally::default();
+        let mut judge = || {
+            predict::<TrainError>(&predictor, &**examples, &pictures, protocol, |answers| {
+                for answer in answers {
+                    tally.add("all", &answer.outcome(None));
+                }
+                Ok(())
+            })
+        };
+        match pools.first() {
+            Some(pool) if pools.len() == 1 => pool.install(judge)?,
+            _ => judge()?,
+        }
+        Ok(Some(tally))
+    }
+
+    fn export(&self, folder: &Path, parameters: &Parameters) -> Result<(), TrainError> {
+        export::export(self, &folder.join("model"), parameters)
+    }
+
+    fn settings(&self) -> Value {
+        let mut settings = json!(self.recipe);
+        settings["model"] = self.start.name().into();
+        settings
+    }
+}
+
+impl Lora {
+    /// The factor of the change: alpha over rank.
+    pub fn scale(self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+}
+
+/// The first parameter that is not finite, in the order of their keys.
+fn first_not_finite(parameters: &Parameters) -> Option<String> {
+    let bad = |parameter: &Parameter| parameter.values.iter().any(|value| !value.is_finite());
+    let mut all = parameters.iter();
+    let (key, _) = all.find(|(_, parameter)| bad(parameter))?;
+    Some(format!("the parameter `{key}`"))
+}
+
+/// The first of the two markers' ids, which must stand side by side.
+fn first_marker(prompts: &PromptBuilder) -> Result<usize, TrainError> {
+    let tokens = prompts.tokens();
+    if tokens.rej.abs_diff(tokens.seg) != 1 {
+        return Err(TrainError::Markers {
+            seg: tokens.seg,
+            rej: tokens.rej,
+        });
+    }
+    Ok(tokens.seg.min(tokens.rej) as usize)
+}
+
+fn plan(recipe: &Recipe, workers: Workers) -> Plan {
+    let optimiser = &recipe.optimiser;
+    let [beta1, beta2] = optimiser.betas.map(|beta| beta as f32);
+    Plan {
+        steps: recipe.steps,
+        passes: recipe.passes(),
+        workers: workers.count.min(recipe.passes()),
+        threads: workers.threads,
+        loaders: workers.loaders,
+        every: recipe.watch.every,
+        optimiser: Optimiser {
+            rule: match optimiser.name {
+                OptimiserName::AdamW => Rule::AdamW {
+                    beta1,
+                    beta2,
+                    epsilon: optimiser.epsilon as f32,
+                },
+                OptimiserName::Lion => Rule::Lion { beta1, beta2 },
+            },
+            weight_decay: optimiser.weight_decay as f32,
+            decay_vectors: optimiser.decay_vectors,
+            clip_norm: optimiser.clip_norm,
+            average_decay: optimiser.average as f32,
+        },
+        schedule: Schedule {
+            peak: optimiser.learning_rate,
+            warm_up: recipe.warm_up(),
+            steps: recipe.steps,
+            floor: recipe.schedule.floor,
+        },
+    }
+}
+
+/// Everything that the recipe trains, and the decoder's running statistics, with the values that
+/// the checkpoint has for them or that a new model begins with.
+fn parameters(
+    recipe: &Recipe,
+    parts: &[Part],
+    base: &Base,
+    first_row: usize,
+) -> Result<Parameters, TrainError> {
+    let mut parameters = Parameters::default();
+    let averaged = recipe.optimiser.average > 0.0;
+    for Part { key, shape } in parts {
+        let values = || base.values(key, shape, "the network");
+        let fan_in = || {
+            let weight = key.replace("bias", "weight");
+            let beside = parts.iter().find(|part| part.key == weight);
+            beside.map_or(1, |part| part.shape[1..].iter().product())
+        };
+        let is_named = recipe
+            .train
+            .parameters
+            .iter()
+            .any(|name| key.contains(name));
+        let is_new = key.starts_with(DECODER) && !base.contains(key);
+        if is_named || is_new || is_buffer(key) {
+            let values = if is_new {
+                decoder_values(key, shape, fan_in(), recipe.seed)
+            } else {
+                values()?
+            };
+            let parameter = if is_buffer(key) || !is_named {
+                Parameter::measured(shape.clone(), values, false)
+            } else {
+                Parameter::trained(shape.clone(), values, averaged)
+            };
+            parameters.insert(key.clone(), parameter);
+            continue;
+        }
+        if recipe.train.new_rows && VOCABULARY.contains(&key.as_str()) {
+            let width = shape[1];
+            let rows = values()?[first_row * width..][..2 * width].to_vec();
+            let parameter = Parameter::trained(vec![2, width], rows, averaged);
+            parameters.insert(format!("{key}.rows"), parameter);
+        }
+        let Some((lora, module)) = recipe.train.lora.zip(key.strip_suffix(".weight")) else {
+            continue;
+        };
+        if let (true, &[outputs, inputs]) = (key.starts_with(LAYERS), &shape[..]) {
+            let (a, b) = match base.low_rank(key)? {
+                Some(factors) => (factors.a, factors.b),
+                None => (
+                    kaiming(&format!("{module}.lora_A"), inputs, lora.rank, recipe.seed),
+                    vec![0.0; outputs * lora.rank],
+                ),
+            };
+            let a = Parameter::trained(vec![lora.rank, inputs], a, averaged);
+            let b = Parameter::trained(vec![outputs, lora.rank], b, averaged);
+            parameters.insert(format!("{module}.lora_A"), a);
+            parameters.insert(format!("{module}.lora_B"), b);
+        }
+    }
+    Ok(parameters)
+}
+
+/// `[rank, inputs]`, uniform within `1/√inputs`: what `kaiming_uniform_` with `a = √5` comes to.
+fn kaiming(key: &str, inputs: usize, rank: usize, seed: u64) -> Vec<f32> {
+    uniform(key, rank * inputs, (inputs as f64).powf(-0.5), seed)
+}
+
+/// Initial values of a new mask decoder, as the reference has them (spec §7): matrices
+/// Xavier-uniform, biases of the transformer layers and of DySample zero, other biases PyTorch's
+/// default, norms 1 and 0. `fan_in` is that of the weight beside a bias.
+fn decoder_values(key: &str, shape: &[usize], fan_in: usize, seed: u64) -> Vec<f32> {
+    let count: usize = shape.iter().product();
+    if key.contains(".norm") || key.contains("conv1.1.") {
+        let is_one = key.ends_with("weight") || key.ends_with("running_var");
+        return vec![if is_one { 1.0 } else { 0.0 }; count];
+    }
+    let reach = if shape.len() > 1 {
+        let receptive: usize = shape[2..].iter().product();
+        (6.0 / ((shape[0] + shape[1]) * receptive) as f64).sqrt()
+    } else if key.contains(".decoder.") || key.contains(".offset.") {
+        0.0
+    } else {
+        (fan_in as f64).powf(-0.5)
+    };
+    uniform(key, count, reach, seed)
+}
+
+fn uniform(key: &str, count: usize, reach: f64, seed: u64) -> Vec<f32> {
+    let mut random = SplitMix64::named(key, seed);
+    let value = || ((2.0 * random.uniform() - 1.0) * reach) as f32;
+    std::iter::repeat_with(value).take(count).collect()
+}
