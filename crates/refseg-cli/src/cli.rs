@@ -2,8 +2,13 @@
 
 use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
-use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
+use clap::{
+    ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum,
+    builder::{FalseyValueParser, PossibleValuesParser},
+};
 use refseg_data::dataset::{DataError, Source};
+
+use crate::commands::init;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,7 +71,7 @@ pub(crate) enum Command {
     Data(DataCommandArgs),
     /// Draw scenes as a data set in RefCOCO's layout
     Scenes(ScenesArgs),
-    /// Train a small model from scratch on drawn scenes
+    /// Train a small model from scratch on drawn scenes, or any model on pictures with phrases
     Train(TrainArgs),
 }
 
@@ -232,7 +237,7 @@ pub(crate) struct InfoArgs {
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
     /// Size of the model
-    #[arg(value_parser = refseg::internvl::Config::PRESETS)]
+    #[arg(value_parser = PossibleValuesParser::new(init::presets()))]
     pub(crate) preset: String,
     /// Folder to make; it must not exist, or be empty
     pub(crate) dir: PathBuf,
@@ -525,6 +530,8 @@ pub(crate) struct ScenesArgs {
 
 /// Writes checkpoints while it goes; called again with the same settings, it
 /// goes on where it was stopped.
+/// Without --recipe, a small model is trained from scratch on scenes that are drawn along the
+/// way. With one, a model learns from pictures with phrases.
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
     /// Folder of the run; the model is written to DIR/model
@@ -533,39 +540,109 @@ pub(crate) struct TrainArgs {
     /// Steps in all
     #[arg(long, env = "REFSEG_STEPS", value_name = "N")]
     pub(crate) steps: Option<u64>,
-    /// Steps in which the vision tower learns alone what each patch shows
-    #[arg(long, env = "REFSEG_SIGHT_STEPS", value_name = "N")]
-    pub(crate) sight_steps: Option<u64>,
     /// Pictures a step, over all workers
     #[arg(long, env = "REFSEG_PICTURES", value_name = "N")]
     pub(crate) pictures: Option<NonZeroUsize>,
-    /// Phrases for each picture
-    #[arg(long, env = "REFSEG_PHRASES", value_name = "N")]
-    pub(crate) phrases: Option<NonZeroUsize>,
-    /// Phrases of each picture that are decoded to masks
-    #[arg(long, env = "REFSEG_MASKS_EACH", value_name = "N")]
-    pub(crate) masks: Option<NonZeroUsize>,
     /// Highest learning rate
     #[arg(long, env = "REFSEG_LEARNING_RATE", value_name = "RATE")]
     pub(crate) learning_rate: Option<f64>,
-    /// Steps of warm-up
-    #[arg(long, env = "REFSEG_WARM_UP", value_name = "N")]
-    pub(crate) warm_up: Option<u64>,
-    /// Workers, each with one thread and its share of the pictures
+    /// Workers, each with its share of the threads and of the pictures
     #[arg(long, env = "REFSEG_WORKERS", value_name = "N")]
     pub(crate) workers: Option<NonZeroUsize>,
     /// Steps between checkpoints and evaluations
     #[arg(long, env = "REFSEG_EVERY", value_name = "N")]
     pub(crate) every: Option<std::num::NonZeroU64>,
-    /// Held-out scenes in each evaluation
+    /// Pictures of each evaluation
     #[arg(long, env = "REFSEG_HELD_OUT", value_name = "N")]
     pub(crate) held_out: Option<NonZeroUsize>,
-    /// Seed of the initial weights
+    /// Seed of everything random
     #[arg(long, env = "REFSEG_SEED", value_name = "N")]
     pub(crate) seed: Option<u64>,
     /// Print one JSON document
     #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) scratch: ScratchArgs,
+    #[command(flatten)]
+    pub(crate) tuning: TuningArgs,
+}
+
+/// Options of training from scratch.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "From scratch")]
+pub(crate) struct ScratchArgs {
+    /// Steps in which the vision tower learns alone what each patch shows
+    #[arg(
+        long,
+        env = "REFSEG_SIGHT_STEPS",
+        value_name = "N",
+        conflicts_with = "recipe"
+    )]
+    pub(crate) sight_steps: Option<u64>,
+    /// Phrases for each picture
+    #[arg(
+        long,
+        env = "REFSEG_PHRASES",
+        value_name = "N",
+        conflicts_with = "recipe"
+    )]
+    pub(crate) phrases: Option<NonZeroUsize>,
+    /// Phrases of each picture that are decoded to masks
+    #[arg(
+        long,
+        env = "REFSEG_MASKS_EACH",
+        value_name = "N",
+        conflicts_with = "recipe"
+    )]
+    pub(crate) masks: Option<NonZeroUsize>,
+    /// Steps of warm-up
+    #[arg(
+        long,
+        env = "REFSEG_WARM_UP",
+        value_name = "N",
+        conflicts_with = "recipe"
+    )]
+    pub(crate) warm_up: Option<u64>,
+}
+
+/// Options of learning from pictures with phrases.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "By recipe")]
+pub(crate) struct TuningArgs {
+    /// Recipe to train by: mllmseg-res, mllmseg-gres, refseg-res, refseg-gres, finetune, or a TOML file
+    #[arg(long, env = "REFSEG_RECIPE", value_name = "NAME")]
+    pub(crate) recipe: Option<String>,
+    /// Model to start from: a folder in the official layout, or `builtin`
+    #[arg(short, long, env = "REFSEG_MODEL", default_value = "builtin")]
+    pub(crate) model: PathBuf,
+    /// Folder with the data sets of the recipe
+    #[arg(long, env = "REFSEG_DATA", value_name = "ROOT")]
+    pub(crate) data: Option<PathBuf>,
+    /// Data set to learn from instead of the recipe's; several times for a mix
+    #[arg(
+        long = "dataset",
+        env = "REFSEG_DATASET",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub(crate) datasets: Vec<Source>,
+    /// Folder with a data set of the same kind to judge the model on [default: the split `val`, where there is one]
+    #[arg(long, env = "REFSEG_VAL", value_name = "ROOT", requires = "recipe")]
+    pub(crate) val: Option<PathBuf>,
+    /// Replace a value of the recipe, such as optimiser.learning_rate=1e-4
+    #[arg(
+        long = "set",
+        env = "REFSEG_SET",
+        value_name = "KEY=VALUE",
+        requires = "recipe"
+    )]
+    pub(crate) overrides: Vec<String>,
+    /// Pass over faulty entries of the data instead of refusing to begin
+    #[arg(long, env = "REFSEG_KEEP_GOING", value_parser = FalseyValueParser::new())]
+    pub(crate) keep_going: bool,
+    /// Show what would be trained, at what cost, and stop
+    #[arg(long, env = "REFSEG_DRY_RUN", requires = "recipe", value_parser = FalseyValueParser::new())]
+    pub(crate) dry_run: bool,
 }
 
 fn phrase(text: &str) -> Result<String, &'static str> {

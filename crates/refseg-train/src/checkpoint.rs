@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, io::ErrorKind, path::Path};
 
 use refseg::weights::{SaveDtype, TensorSpec, Weights, WeightsError, save_safetensors};
+use refseg_data::metrics::{Metric, Tally};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -15,6 +16,8 @@ use crate::{
 const STATE: &str = "state.safetensors";
 /// Holds the step of [`STATE`]: both are replaced together, this one last.
 const PROGRESS: &str = "state.json";
+/// The best evaluation so far.
+const BEST: &str = "best.json";
 
 /// The step that a state belongs to, and the settings it was made with.
 #[derive(Debug, Serialize, Deserialize)]
@@ -173,6 +176,35 @@ fn missing(folder: &Path, key: &str) -> WeightsError {
         path: folder.to_owned(),
         key: key.to_owned(),
     }
+}
+
+/// The evaluation that gave the best cIoU.
+#[derive(Debug, Serialize, Deserialize)]
+struct Best {
+    step: u64,
+    ciou: f64,
+}
+
+/// Whether the evaluation after `step` is the best of the run, which is then written down. One of
+/// a later step, from before the run was resumed, does not count.
+///
+/// # Errors
+/// If the record cannot be read or written.
+pub fn is_best(folder: &Path, step: u64, tally: &Tally) -> Result<bool, TrainError> {
+    let Some(ciou) = Tally::scores(&tally.all())[Metric::Ciou] else {
+        return Ok(false);
+    };
+    let path = folder.join(BEST);
+    let before: Option<Best> = match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).ok(),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(source) => return Err(TrainError::Folder { path, source }),
+    };
+    let is_best = before.is_none_or(|best| best.step >= step || ciou > best.ciou);
+    if is_best {
+        write(&path, &json(&Best { step, ciou }))?;
+    }
+    Ok(is_best)
 }
 
 /// How long a run goes on may be decided while it runs.

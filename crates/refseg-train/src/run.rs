@@ -48,19 +48,24 @@ pub trait Task: Sync {
         pass: usize,
     ) -> Result<Measured, TrainError>;
 
-    /// Judges what has been learned after `step`, and may settle what only evaluation needs;
-    /// `None` if there is nothing to judge yet.
+    /// Whether there is a model to speak of after `step`.
+    fn is_usable(&self, step: u64) -> bool {
+        let _ = step;
+        true
+    }
+
+    /// Judges what has been learned, and may settle what only evaluation needs; `None` if there
+    /// is nothing to judge it on.
     ///
     /// # Errors
     /// If the data is at fault.
     fn judge(
         &self,
         parameters: &mut Parameters,
-        step: u64,
         pools: &[rayon::ThreadPool],
     ) -> Result<Option<Tally>, TrainError>;
 
-    /// Writes the model as anyone may use it into the run's folder.
+    /// Writes the model as anyone may use it into a folder.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -139,6 +144,8 @@ pub enum Event {
         step: u64,
         /// What came out.
         tally: Tally,
+        /// Whether no evaluation before gave a better cIoU; the model is then kept.
+        is_best: bool,
     },
     /// A checkpoint lies on disk.
     Saved {
@@ -159,6 +166,10 @@ pub struct Run<T> {
     _lock: File,
 }
 
+/// Folder of the model that a run has come to.
+pub const MODEL: &str = "model";
+/// Folder of the model that was best on what is held out.
+pub const BEST: &str = "best";
 /// Batches that are ready and wait, for each thread that prepares them.
 const BATCHES_AHEAD: usize = 2;
 /// PyTorch's default momentum of batch norm, which the reference keeps.
@@ -318,9 +329,21 @@ fn steps<T: Task>(
         if step.is_multiple_of(plan.every) || step == plan.steps || !go_on {
             checkpoint::save(folder, &task.settings(), parameters, step)?;
             go_on &= report(Event::Saved { step });
-            if let Some(tally) = task.judge(parameters, step, pools)? {
-                go_on &= report(Event::HeldOut { step, tally });
-                task.export(folder, parameters)?;
+            if !task.is_usable(step) {
+                continue;
+            }
+            let judged = task.judge(parameters, pools)?;
+            task.export(&folder.join(MODEL), parameters)?;
+            if let Some(tally) = judged {
+                let is_best = checkpoint::is_best(folder, step, &tally)?;
+                if is_best {
+                    task.export(&folder.join(BEST), parameters)?;
+                }
+                go_on &= report(Event::HeldOut {
+                    step,
+                    tally,
+                    is_best,
+                });
             }
         }
     }

@@ -1,16 +1,13 @@
 //! `refseg bench`: what a model costs in time and memory.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use refseg::{Image, internvl::Config, mllmseg::Mllmseg, nn::Blueprint};
 use refseg_data::scenes::{Scene, SceneOptions, Split};
 use serde::Serialize;
 
-use super::{load, median_ms, milliseconds, readable_bytes, readable_ms};
+use super::{load, median_ms, memory::peak_bytes, milliseconds, readable_bytes, readable_ms};
 use crate::{
     cli::BenchArgs,
     console::Console,
@@ -114,16 +111,6 @@ fn drawn() -> Result<Image> {
 fn weight_bytes(config: &Config) -> Result<u64> {
     let parts = Blueprint::of(|source| Mllmseg::load(source, config))?;
     Ok(parts.iter().map(|part| 4 * part.len() as u64).sum())
-}
-
-/// The most memory that this process has held; `None` where the system does not say.
-fn peak_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[derive(Default)]

@@ -13,8 +13,9 @@ use anyhow::{Context, Result, bail};
 use refseg::{
     internvl::Config,
     mllmseg::Mllmseg,
-    nn::{Blueprint, Part},
+    nn::{Blueprint, Part, Tensors},
     random::initial_values,
+    sam::{self, Sam},
     weights::{SaveDtype, TensorSpec, WeightsError, save_sharded},
 };
 
@@ -32,24 +33,23 @@ const SHARD_BYTES: u64 = 4_000_000_000;
 const MOST_WORKERS: usize = 4;
 
 pub(crate) fn run(args: &InitArgs, console: &Console) -> Result<()> {
-    let Some(config) = Config::preset(&args.preset) else {
-        bail!("there is no preset `{}`", args.preset);
-    };
+    let parts = parts(&args.preset)?;
     let folder = NewFolder::begin(&args.dir).map_err(|error| Hint {
         hint: "give a folder that does not exist",
         error,
     })?;
     let start = Instant::now();
-    let parts = Blueprint::of(|source| Mllmseg::load(source, &config))?;
     let parameters: u64 = parts.iter().map(|part| part.len() as u64).sum();
     let dtype = SaveDtype::from(args.dtype);
-
-    let mut json = config.to_json();
-    json["torch_dtype"] = torch_name(dtype).into();
-    let text = serde_json::to_vec_pretty(&json).context("cannot write config.json")?;
-    write_whole(&folder.path().join("config.json"), &text)?;
-    for (name, contents) in tokenizer::files(&config.language)? {
-        write_whole(&folder.path().join(name), &contents)?;
+    // Segment Anything has neither: its own tensors tell its sizes.
+    if let Some(config) = Config::preset(&args.preset) {
+        let mut json = config.to_json();
+        json["torch_dtype"] = torch_name(dtype).into();
+        let text = serde_json::to_vec_pretty(&json).context("cannot write config.json")?;
+        write_whole(&folder.path().join("config.json"), &text)?;
+        for (name, contents) in tokenizer::files(&config.language)? {
+            write_whole(&folder.path().join(name), &contents)?;
+        }
     }
 
     let mut progress = console.progress(parts.len() as u64, "tensors");
@@ -71,6 +71,24 @@ pub(crate) fn run(args: &InitArgs, console: &Console) -> Result<()> {
         start.elapsed().as_secs_f64(),
     ));
     console.result(args.dir.display())
+}
+
+/// The names of all presets.
+pub(crate) fn presets() -> impl Iterator<Item = &'static str> {
+    Config::PRESETS.into_iter().chain(sam::Config::PRESETS)
+}
+
+/// The tensors of a preset.
+fn parts(preset: &str) -> Result<Vec<Part>> {
+    Ok(
+        match (Config::preset(preset), sam::Config::preset(preset)) {
+            (Some(config), _) => Blueprint::of(|source| Mllmseg::load(source, &config))?,
+            (None, Some(config)) => {
+                Blueprint::of(|source| Sam::load(&Tensors::root(source), &config))?
+            }
+            (None, None) => bail!("there is no preset `{preset}`"),
+        },
+    )
 }
 
 /// Writes random weights and returns the number of files. Some tensors are

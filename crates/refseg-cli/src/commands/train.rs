@@ -1,6 +1,7 @@
-//! `refseg train`: trains a small model from scratch on drawn scenes.
+//! `refseg train`: trains a small model from scratch on drawn scenes, or any model on pictures.
 
 mod log;
+mod tuning;
 
 use std::{
     path::Path,
@@ -14,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use refseg_data::metrics::{Metric, Scores, Tally};
 use refseg_train::{
-    run::Event,
+    run::{Event, MODEL, Run, Task},
     scratch::{Recipe, Scratch},
 };
 use serde::Serialize;
@@ -26,9 +27,21 @@ use log::Log;
 const STEPS_A_LINE: u64 = 20;
 
 pub(crate) fn run(args: &TrainArgs, console: &Console) -> Result<()> {
-    let recipe = recipe(args)?;
+    match &args.tuning.recipe {
+        None => drive(Scratch::open(&args.out, recipe(args)?)?, args, console),
+        Some(name) => {
+            let run = tuning::open(name, args, console)?;
+            if args.tuning.dry_run {
+                return tuning::show_plan(&run, args, console);
+            }
+            drive(run, args, console)
+        }
+    }
+}
+
+/// Trains to the end, or until Ctrl-C, and says where the model lies.
+fn drive<T: Task>(mut run: Run<T>, args: &TrainArgs, console: &Console) -> Result<()> {
     let stop = on_interrupt()?;
-    let mut run = Scratch::open(&args.out, recipe)?;
     if run.done() > 0 {
         console.note(format_args!(
             "going on after step {} of {}",
@@ -64,7 +77,7 @@ pub(crate) fn run(args: &TrainArgs, console: &Console) -> Result<()> {
             run.steps(),
         ));
     }
-    let model = args.out.join("model");
+    let model = args.out.join(MODEL);
     if args.json {
         return console.json(&Document {
             model: &model.to_string_lossy(),
@@ -82,13 +95,13 @@ fn recipe(args: &TrainArgs) -> Result<Recipe> {
     let count =
         |given: Option<std::num::NonZeroUsize>, default: usize| given.map_or(default, |n| n.get());
     let recipe = Recipe {
-        sight_steps: args.sight_steps.unwrap_or(default.sight_steps),
+        sight_steps: args.scratch.sight_steps.unwrap_or(default.sight_steps),
         steps: args.steps.unwrap_or(default.steps),
         pictures: count(args.pictures, default.pictures),
-        phrases: count(args.phrases, default.phrases),
-        masks: count(args.masks, default.masks),
+        phrases: count(args.scratch.phrases, default.phrases),
+        masks: count(args.scratch.masks, default.masks),
         learning_rate: args.learning_rate.unwrap_or(default.learning_rate),
-        warm_up: args.warm_up.unwrap_or(default.warm_up),
+        warm_up: args.scratch.warm_up.unwrap_or(default.warm_up),
         workers: count(args.workers, default.workers),
         every: args.every.map_or(default.every, |n| n.get()),
         held_out: count(args.held_out, default.held_out),
@@ -170,10 +183,14 @@ impl Monitor<'_> {
                     self.progress.message(message);
                 }
             }
-            Event::HeldOut { step, tally } => {
+            Event::HeldOut {
+                step,
+                tally,
+                is_best,
+            } => {
                 self.log.held_out(step, &tally)?;
                 self.held_out = Some(Tally::scores(&tally.all()));
-                self.progress.print(&summary(step, &tally));
+                self.progress.print(&summary(step, &tally, is_best));
                 self.draw_curve()?;
             }
             Event::Saved { .. } => self.draw_curve()?,
@@ -188,18 +205,19 @@ impl Monitor<'_> {
     }
 }
 
-fn summary(step: u64, tally: &Tally) -> String {
+fn summary(step: u64, tally: &Tally, is_best: bool) -> String {
     let all = Tally::scores(&tally.all());
     let kinds: Vec<String> = tally
         .kinds()
         .map(|(kind, sums)| format!("{kind} {}", shown(Tally::scores(sums)[Metric::Miou])))
         .collect();
     format!(
-        "step {step}, held out: cIoU {}  N-acc {}  T-acc {}  mIoU of {}",
+        "step {step}, held out: cIoU {}  N-acc {}  T-acc {}  mIoU of {}{}",
         shown(all[Metric::Ciou]),
         shown(all[Metric::NAcc]),
         shown(all[Metric::TAcc]),
         kinds.join(", "),
+        if is_best { "  (best)" } else { "" },
     )
 }
 

@@ -334,24 +334,24 @@ impl Task for Scratch {
         )
     }
 
+    /// Until then no phrase was asked.
+    fn is_usable(&self, step: u64) -> bool {
+        step > self.recipe.sight_steps
+    }
+
     fn judge(
         &self,
         parameters: &mut Parameters,
-        step: u64,
         pools: &[rayon::ThreadPool],
     ) -> Result<Option<Tally>, TrainError> {
-        if step <= self.recipe.sight_steps {
-            return Ok(None);
-        }
         self.settle(parameters, pools)?;
         self.held_out(parameters, pools).map(Some)
     }
 
     /// The averaged values, in the official layout, f16.
     fn export(&self, folder: &Path, parameters: &Parameters) -> Result<(), TrainError> {
-        let folder = folder.join("model");
-        fs::create_dir_all(&folder).map_err(|source| TrainError::Folder {
-            path: folder.clone(),
+        fs::create_dir_all(folder).map_err(|source| TrainError::Folder {
+            path: folder.to_owned(),
             source,
         })?;
         let helper = format!("{}.", auxiliary::PREFIX);
@@ -372,7 +372,7 @@ impl Task for Scratch {
             |spec| {
                 let parameter = parameters.get(&spec.name);
                 let missing = || WeightsError::Missing {
-                    path: folder.clone(),
+                    path: folder.to_owned(),
                     key: spec.name.clone(),
                 };
                 Ok(parameter.ok_or_else(missing)?.of(Values::Average).to_vec())

@@ -34,7 +34,7 @@ use crate::{
     TrainError,
     optimiser::{Optimiser, Rule, Schedule},
     parameters::{Leaves, Noise, Over, Parameter, Parameters, Values, is_buffer},
-    run::{Measured, Plan, Run, Task},
+    run::{MODEL, Measured, Plan, Run, Task},
 };
 use base::Base;
 use pass::{Question, Setting};
@@ -110,7 +110,7 @@ impl Tuning {
     ) -> Result<Run<Self>, TrainError> {
         let device = Device::flex();
         let (mut config, config_json) = start.config()?;
-        let tokenizer = start.tokenizer(&folder.join("model"))?;
+        let tokenizer = start.tokenizer(&folder.join(MODEL))?;
         config.language.vocabulary = config.language.vocabulary.max(tokenizer.vocabulary_size());
         let weights = start.weights()?;
         if let Some(fusion) = recipe.train.fusion {
@@ -263,6 +263,13 @@ impl Tuning {
         pass::measure(tracked, &constant, parameters, &setting, questions)
     }
 
+    /// How many parameters of the network are not trained.
+    pub fn frozen_parameters(&self, parameters: &Parameters) -> u64 {
+        let is_trained = |key: &str| parameters.get(key).is_some_and(Parameter::is_trained);
+        let frozen = self.parts.iter().filter(|part| !is_trained(&part.key));
+        frozen.map(|part| part.len() as u64).sum()
+    }
+
     /// How many parameters are trained, by what they belong to.
     pub fn groups(parameters: &Parameters) -> Vec<Group> {
         const NAMES: [&str; 5] = [
@@ -339,11 +346,10 @@ impl Task for Tuning {
     fn judge(
         &self,
         parameters: &mut Parameters,
-        _: u64,
         pools: &[rayon::ThreadPool],
     ) -> Result<Option<Tally>, TrainError> {
         let Some(examples) = &self.held_out else {
-            return Ok(Some(Tally::default()));
+            return Ok(None);
         };
         let predictor = self.predictor(parameters)?;
         let count = self.recipe.watch.pictures.min(examples.pictures());
@@ -370,7 +376,8 @@ impl Task for Tuning {
     }
 
     fn export(&self, folder: &Path, parameters: &Parameters) -> Result<(), TrainError> {
-        export::export(self, &folder.join("model"), parameters)
+        self.start.tokenizer(folder)?;
+        export::export(self, folder, parameters)
     }
 
     fn settings(&self) -> Value {

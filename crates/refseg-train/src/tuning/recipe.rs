@@ -1,8 +1,8 @@
 //! Recipes: everything that decides how a model is fine-tuned, in one TOML file.
 //!
-//! Four of them come with the program ([`Recipe::named`]). `mllmseg-res` and `mllmseg-gres` are
-//! the published ones, quirks included; `refseg-res` and `refseg-gres` put right what is wrong
-//! with them. Every value stands beside its source in the files below `recipes/`.
+//! Some come with the program ([`Recipe::NAMES`]). `mllmseg-res` and `mllmseg-gres` are the
+//! published ones, quirks included; `refseg-res` and `refseg-gres` put right what is wrong with
+//! them; `finetune` is for a small model and one's own pictures. Every value stands beside its source in the files below `recipes/`.
 
 use std::{
     fmt,
@@ -291,8 +291,13 @@ pub enum RecipeError {
 
 impl Recipe {
     /// The recipes that come with the program.
-    pub const NAMES: [&'static str; 4] =
-        ["mllmseg-res", "mllmseg-gres", "refseg-res", "refseg-gres"];
+    pub const NAMES: [&'static str; 5] = [
+        "mllmseg-res",
+        "mllmseg-gres",
+        "refseg-res",
+        "refseg-gres",
+        "finetune",
+    ];
 
     /// The text of a recipe that comes with the program.
     pub fn text(name: &str) -> Option<&'static str> {
@@ -301,6 +306,7 @@ impl Recipe {
             "mllmseg-gres" => include_str!("../../recipes/mllmseg-gres.toml"),
             "refseg-res" => include_str!("../../recipes/refseg-res.toml"),
             "refseg-gres" => include_str!("../../recipes/refseg-gres.toml"),
+            "finetune" => include_str!("../../recipes/finetune.toml"),
             _ => return None,
         })
     }

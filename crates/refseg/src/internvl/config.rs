@@ -313,31 +313,41 @@ impl Config {
         })
     }
 
-    /// A published base size by its name, such as `internvl2_5-1b`; `None` if there is none.
+    /// A published base size by its name, such as `internvl2_5-1b`, or one as small as the
+    /// built-in model, for trying out training; `None` if there is none.
     pub fn preset(name: &str) -> Option<Self> {
         use LanguageFamily::{InternLm2, Qwen2};
+        let is_small = name.starts_with("small-");
         // Columns: D, layers, heads, key-value heads, MLP inner; from the public model configs.
         let (family, [width, layers, heads, key_value_heads, inner]) = match name {
             "internvl2_5-1b" => (Qwen2, [896, 24, 14, 2, 4864]),
             "internvl2_5-2b" => (InternLm2, [2048, 24, 16, 8, 8192]),
             "internvl2_5-4b" => (Qwen2, [2048, 36, 16, 2, 11008]),
             "internvl2_5-8b" | "internvl2-8b" => (InternLm2, [4096, 32, 32, 8, 14336]),
+            "small-qwen2" => (Qwen2, [192, 4, 6, 2, 512]),
+            "small-internlm2" => (InternLm2, [192, 4, 6, 2, 512]),
             _ => return None,
         };
+        // Columns: picture, patch, C, layers, heads.
+        let [image_size, patch, vision_width, vision_layers, vision_heads] = if is_small {
+            [112, 8, 160, 4, 5]
+        } else {
+            [448, 14, 1024, 24, 16]
+        };
         Some(Self {
-            image_size: 448,
+            image_size,
             unshuffle: 2,
             unshuffle_version: UnshuffleVersion::V2,
             template: "internvl2_5".to_owned(),
             lora_rank: 0,
             fusion: Fusion::Dsff,
             vision: VisionConfig {
-                width: 1024,
-                inner: 4096,
-                layers: 24,
-                heads: 16,
-                patch: 14,
-                image_size: 448,
+                width: vision_width,
+                inner: 4 * vision_width,
+                layers: vision_layers,
+                heads: vision_heads,
+                patch,
+                image_size,
                 epsilon: 1e-6,
                 qkv_bias: true,
             },
@@ -345,6 +355,7 @@ impl Config {
                 family,
                 // The base vocabulary and the two markers.
                 vocabulary: match family {
+                    _ if is_small => 2048,
                     Qwen2 => 151_676,
                     InternLm2 => 92_555,
                 },
@@ -364,12 +375,14 @@ impl Config {
     }
 
     /// The names that [`Config::preset`] knows.
-    pub const PRESETS: [&'static str; 5] = [
+    pub const PRESETS: [&'static str; 7] = [
         "internvl2_5-1b",
         "internvl2_5-2b",
         "internvl2_5-4b",
         "internvl2_5-8b",
         "internvl2-8b",
+        "small-qwen2",
+        "small-internlm2",
     ];
 
     /// Sizes that must fit each other.

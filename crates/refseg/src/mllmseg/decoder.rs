@@ -469,7 +469,10 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
-    use crate::{nn::TensorSource, random::SplitMix64};
+    use crate::{
+        nn::{Blueprint, Part, TensorSource},
+        random::SplitMix64,
+    };
 
     /// Weights whose values follow from their names: the specification's conformance vectors.
     struct Named;
@@ -547,6 +550,22 @@ mod tests {
     }
 
     /// Every row of the specification's table for the decoder alone: D = 64, two expressions.
+    /// Parameter counts of the paper's Table 4, for the 8B width.
+    #[test]
+    fn ablations_have_the_published_sizes() -> Result<(), WeightsError> {
+        let mut config = Config::preset("internvl2_5-8b").expect("preset");
+        let sizes = [17.56, 21.78, 22.83, 34.39];
+        for (fusion, millions) in Fusion::ALL.into_iter().zip(sizes) {
+            config.fusion = fusion;
+            let parts = Blueprint::of(|source| MaskDecoder::load(&Tensors::root(source), &config))?;
+            let learned = parts.iter().filter(|part| !part.key.contains("running_"));
+            let count: usize = learned.map(Part::len).sum();
+            let found = count as f64 / 1e6;
+            assert!((found - millions).abs() < 0.011, "{fusion:?}: {found}");
+        }
+        Ok(())
+    }
+
     #[test]
     fn every_stage_gives_the_specified_values() {
         let mut config = Config::preset("internvl2_5-1b").expect("a preset");
