@@ -5,6 +5,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod curve;
 mod error;
+pub mod events;
 pub mod losses;
 pub mod optimiser;
 pub mod parameters;
