@@ -326,7 +326,34 @@ mod tests {
         first.flush()?;
         assert!(fs::read(first.path())?.len() > begun.len());
         let resumed = fs::read(second.path())?;
-        assert_eq!(resumed[begun.len() + 12 + 9..][..6], *b"\x10\x02\x3a\x02\x08\x01");
+        assert_eq!(
+            resumed[begun.len() + 12 + 9..][..6],
+            *b"\x10\x02\x3a\x02\x08\x01"
+        );
+        Ok(())
+    }
+
+    /// A made-up run, killed after step 30 and gone on with after step 20, to be looked at with TensorBoard: in the
+    /// folder that `REFSEG_SAMPLE_EVENTS` names.
+    #[test]
+    fn samples_can_be_looked_at() -> Result<(), Box<dyn std::error::Error>> {
+        let temporary = tempfile::tempdir()?;
+        let named = std::env::var_os("REFSEG_SAMPLE_EVENTS");
+        let folder = named.map_or_else(|| temporary.path().to_owned(), PathBuf::from);
+        let mut first = EventWriter::create(&folder)?;
+        for step in 1..=30 {
+            first.scalars(step, &[("loss/all", 1.0), ("rate", 1e-3)])?;
+        }
+        drop(first);
+        let picture = refseg::Image::from_rgb(64, 32, vec![200; 64 * 32 * 3])?;
+        let file = temporary.path().join("picture.png");
+        picture.save_png(&file)?;
+        let mut second = EventWriter::resume(&folder, 20)?;
+        for step in 21..=40 {
+            second.scalars(step, &[("loss/all", 1.0 / step as f64), ("rate", 5e-4)])?;
+        }
+        second.image(40, "held out/1", &fs::read(&file)?, 64, 32)?;
+        second.flush()?;
         Ok(())
     }
 
@@ -335,7 +362,9 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let taken = folder.path().join("taken");
         fs::write(&taken, "")?;
-        let error = EventWriter::create(&taken).err().ok_or("a file in a file")?;
+        let error = EventWriter::create(&taken)
+            .err()
+            .ok_or("a file in a file")?;
         assert_eq!(error.path, taken);
         assert!(error.to_string().contains("taken"));
         assert!(std::error::Error::source(&error).is_some());
