@@ -1,9 +1,6 @@
 //! `refseg bench`: what a model costs in time and memory.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use refseg::{Image, internvl::Config, mllmseg::Mllmseg, nn::Blueprint};
@@ -14,6 +11,7 @@ use super::{load, median_ms, milliseconds, readable_bytes, readable_ms};
 use crate::{
     cli::BenchArgs,
     console::Console,
+    memory,
     table::{Align, Table},
 };
 
@@ -35,7 +33,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
         None => drawn()?,
     };
     let (predictor, load) = load(&args.model, &args.compute, console)?;
-    let after_loading = peak_bytes();
+    let after_loading = memory::peak();
     let many: Vec<&str> = PHRASES
         .into_iter()
         .cycle()
@@ -71,7 +69,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     drop(progress);
 
     // Before anything else takes memory.
-    let peak = peak_bytes();
+    let peak = memory::peak();
     let (first, further) = (median_ms(&times.first), median_ms(&times.further));
     let together = median_ms(&times.many);
     let document = Document {
@@ -114,16 +112,6 @@ fn drawn() -> Result<Image> {
 fn weight_bytes(config: &Config) -> Result<u64> {
     let parts = Blueprint::of(|source| Mllmseg::load(source, config))?;
     Ok(parts.iter().map(|part| 4 * part.len() as u64).sum())
-}
-
-/// The most memory that this process has held; `None` where the system does not say.
-fn peak_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[derive(Default)]
