@@ -26,6 +26,11 @@ impl Console {
         }
     }
 
+    /// Whether nothing but results is to be printed.
+    pub(crate) fn is_quiet(self) -> bool {
+        self.quiet
+    }
+
     /// Prints a result.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod console;
 mod digest;
 mod failure;
 mod files;
+mod memory;
 mod npy;
 mod overlay;
 mod progress;

@@ -126,21 +126,25 @@ impl Cell {
 }
 
 impl<T: AsRef<str>> From<T> for Cell {
-    /// Control characters are shown as escapes: a phrase must not move the cursor.
     fn from(text: T) -> Self {
-        let mut shown = String::new();
-        for letter in text.as_ref().chars() {
-            if letter.is_control() {
-                shown.extend(letter.escape_default());
-            } else {
-                shown.push(letter);
-            }
-        }
         Self {
-            text: shortened(shown),
+            text: shortened(printable(text.as_ref())),
             style: Style::new(),
         }
     }
+}
+
+/// A text with control characters as escapes: a phrase must not move the cursor.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown = String::new();
+    for letter in text.chars() {
+        if letter.is_control() {
+            shown.extend(letter.escape_default());
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown
 }
 
 fn shortened(text: String) -> String {

@@ -37,7 +37,7 @@ const SIZE: (u32, u32) = (960, 640);
 /// Share of the height that losses take.
 const UPPER: f64 = 0.5;
 /// A smoothed loss forgets by half in this share of the run.
-const HALF_LIFE: f64 = 0.01;
+pub const HALF_LIFE: f64 = 0.01;
 /// More raw points than this add bytes but nothing to see.
 const MOST_POINTS: usize = 1200;
 
@@ -203,8 +203,8 @@ fn label(
     Text::new(text, (step + 0.008 * last, value), style)
 }
 
-/// An exponential mean that forgets by half in `half_life` steps, without bias at the start.
-fn smoothed(points: &[(f64, f64)], half_life: f64) -> Vec<(f64, f64)> {
+/// An exponential mean over steps and values that forgets by half in `half_life` steps, without bias at the start.
+pub fn smoothed(points: &[(f64, f64)], half_life: f64) -> Vec<(f64, f64)> {
     let mut weighted = 0.0;
     let mut weights = 0.0;
     let mut before = points.first().map_or(0.0, |point| point.0);

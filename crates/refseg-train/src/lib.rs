@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod curve;
 mod error;
+pub mod events;
 pub mod losses;
 pub mod optimiser;
 pub mod parameters;

@@ -11,6 +11,7 @@ use super::{load, median_ms, memory::peak_bytes, milliseconds, readable_bytes, r
 use crate::{
     cli::BenchArgs,
     console::Console,
+    memory,
     table::{Align, Table},
 };
 
@@ -32,7 +33,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
         None => drawn()?,
     };
     let (predictor, load) = load(&args.model, &args.compute, console)?;
-    let after_loading = peak_bytes();
+    let after_loading = memory::peak();
     let many: Vec<&str> = PHRASES
         .into_iter()
         .cycle()
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     drop(progress);
 
     // Before anything else takes memory.
-    let peak = peak_bytes();
+    let peak = memory::peak();
     let (first, further) = (median_ms(&times.first), median_ms(&times.further));
     let together = median_ms(&times.many);
     let document = Document {

@@ -1,5 +1,10 @@
 //! `refseg train`: trains a small model from scratch on drawn scenes, or any model on pictures.
 
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the loop does not count pictures and tokens yet")
+)]
+mod dashboard;
 mod log;
 mod tuning;
 

@@ -1,6 +1,6 @@
-//! The evaluation report: plain data in, one HTML page out.
+//! Reports: plain data in, one HTML page out. Here that of an evaluation, in `training` that of a run.
 //!
-//! The page is a single file without scripts, styles, fonts or pictures from
+//! A page is a single file without scripts, styles, fonts or pictures from
 //! elsewhere, so it can be opened from disk, sent and kept. Without JavaScript
 //! it only loses the filter of its cases. It holds no date and nothing random:
 //! the same report gives the same bytes.
@@ -10,9 +10,15 @@ mod page;
 mod picture;
 #[cfg(test)]
 mod tests;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the loop keeps no pictures yet")
+)]
+pub(crate) mod training;
 
 use anyhow::{Context, Result};
 use minijinja::{Environment, UndefinedBehavior, escape_formatter};
+use serde::Serialize;
 
 use page::Page;
 pub(crate) use picture::case_picture;
@@ -129,22 +135,27 @@ impl Report {
     /// # Errors
     /// If the page's template is broken.
     pub(crate) fn to_html(&self) -> Result<String> {
-        let mut templates = Environment::new();
-        templates.set_undefined_behavior(UndefinedBehavior::Strict);
-        templates.set_trim_blocks(true);
-        templates.set_lstrip_blocks(true);
-        templates.set_formatter(|out, state, value| match value.as_str() {
-            Some(text) if text.contains(is_forbidden) => {
-                escape_formatter(out, state, &visible(text).into())
-            }
-            _ => escape_formatter(out, state, value),
-        });
-        templates
-            // The name's ending switches the escaping of all text on.
-            .template_from_named_str("report.html", include_str!("page.html"))
-            .and_then(|template| template.render(Page::of(self)))
-            .context("cannot fill in the report's template")
+        fill_in(include_str!("page.html"), Page::of(self))
     }
+}
+
+/// A page from its template. All text is escaped.
+fn fill_in(template: &str, page: impl Serialize) -> Result<String> {
+    let mut templates = Environment::new();
+    templates.set_undefined_behavior(UndefinedBehavior::Strict);
+    templates.set_trim_blocks(true);
+    templates.set_lstrip_blocks(true);
+    templates.set_formatter(|out, state, value| match value.as_str() {
+        Some(text) if text.contains(is_forbidden) => {
+            escape_formatter(out, state, &visible(text).into())
+        }
+        _ => escape_formatter(out, state, value),
+    });
+    templates
+        // The name's ending switches the escaping of all text on.
+        .template_from_named_str("report.html", template)
+        .and_then(|template| template.render(page))
+        .context("cannot fill in the report's template")
 }
 
 /// Whether HTML has no way to hold a letter.

@@ -122,7 +122,7 @@ struct Card<'a> {
 
 /// Letters of a phrase, beyond which it scrolls.
 const LONG_PHRASE: usize = 160;
-const NOTHING: &str = "–";
+pub(super) const NOTHING: &str = "–";
 
 impl<'a> Page<'a> {
     pub(super) fn of(report: &'a Report) -> Self {
@@ -359,7 +359,7 @@ fn width(percent: f64) -> String {
 }
 
 /// A number from 0 to 1, which is 0 if it is none.
-fn share(value: f64) -> f64 {
+pub(super) fn share(value: f64) -> f64 {
     if value.is_nan() {
         0.0
     } else {

@@ -6,7 +6,7 @@ use refseg_data::scenes::{Scene, SceneOptions};
 use super::*;
 
 /// What somebody might write who wishes the page ill, and what is merely unusual.
-const HOSTILE: [&str; 6] = [
+pub(super) const HOSTILE: [&str; 6] = [
     "<script>alert('phrase')</script> & \"quotes\" </li></ul></style>",
     "\" onmouseover=\"alert(1)\" x='{{ title }}' {% raw %}",
     "הכלב השמאלי \u{202e}txet desrever",
@@ -403,7 +403,7 @@ fn cases(system: usize) -> Result<Vec<Case>> {
 }
 
 /// Panics unless every element is closed in its turn and every attribute is quoted.
-fn check_balance(page: &str) {
+pub(super) fn check_balance(page: &str) {
     let mut open: Vec<&str> = Vec::new();
     let mut rest = page
         .strip_prefix("<!DOCTYPE html>")
@@ -445,13 +445,13 @@ fn tag_end(tag: &str) -> usize {
     end.expect("an end of the tag")
 }
 
-fn between<'a>(page: &'a str, start: &str, end: &str) -> &'a str {
+pub(super) fn between<'a>(page: &'a str, start: &str, end: &str) -> &'a str {
     let (_, rest) = page.split_once(start).expect("the start");
     rest.split_once(end).expect("the end").0
 }
 
 /// The text of a fragment that may begin within a tag.
-fn words(fragment: &str) -> String {
+pub(super) fn words(fragment: &str) -> String {
     let texts = fragment
         .split('>')
         .map(|part| part.split('<').next().unwrap_or_default());
@@ -463,11 +463,11 @@ fn words(fragment: &str) -> String {
 }
 
 /// The hostile texts' control characters as they are shown.
-fn printed(text: &str) -> String {
+pub(super) fn printed(text: &str) -> String {
     text.replace('\0', "\\u{0}").replace('\u{1b}', "\\u{1b}")
 }
 
-fn unescaped(text: &str) -> String {
+pub(super) fn unescaped(text: &str) -> String {
     let letters = [
         ("&lt;", "<"),
         ("&gt;", ">"),
