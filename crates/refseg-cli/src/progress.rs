@@ -108,17 +108,6 @@ impl Progress {
             let _ = writeln!(std::io::stderr(), "{}", line.trim_end());
         }
     }
-
-    /// Prints above the bar.
-    pub(crate) fn print(&self, text: &str) {
-        match &self.shown {
-            Shown::Nowhere => {}
-            Shown::Bar(bar) => bar.println(text),
-            Shown::Lines { .. } => {
-                let _ = writeln!(std::io::stderr(), "{text}");
-            }
-        }
-    }
 }
 
 impl Drop for Progress {

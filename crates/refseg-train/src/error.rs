@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use refseg::{
-    image::ImageError, internvl::ConfigError, predictor::PredictorError, prompt::PromptError,
-    tokenizer::TokenizerError, weights::WeightsError,
+    image::ImageError, internvl::ConfigError, mask::MaskError, predictor::PredictorError,
+    prompt::PromptError, tokenizer::TokenizerError, weights::WeightsError,
 };
 use refseg_data::{dataset::DataError, evaluate::EvaluateError};
 
@@ -127,6 +127,9 @@ pub enum TrainError {
     /// The vocabulary cannot be made.
     #[error(transparent)]
     Vocabulary(#[from] VocabularyError),
+    /// A mask cannot be made.
+    #[error(transparent)]
+    Mask(#[from] MaskError),
     /// A picture cannot be made.
     #[error(transparent)]
     Image(#[from] ImageError),

@@ -72,6 +72,17 @@ impl Parameter {
     }
 }
 
+/// How many parameters are trained, by what they belong to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// What they are.
+    pub name: &'static str,
+    /// Tensors.
+    pub tensors: u64,
+    /// Values in all of them.
+    pub parameters: u64,
+}
+
 /// Which values a network is built from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Values {
@@ -122,9 +133,53 @@ impl Parameters {
             .map(|(key, parameter)| (key.as_str(), parameter))
     }
 
+    /// Everything that is trained, by what it belongs to.
+    pub fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for (key, parameter) in self.iter().filter(|(_, p)| p.is_trained()) {
+            let name = group_of(key);
+            let known = groups.iter().position(|group| group.name == name);
+            let at = known.unwrap_or_else(|| {
+                groups.push(Group {
+                    name,
+                    tensors: 0,
+                    parameters: 0,
+                });
+                groups.len() - 1
+            });
+            groups[at].tensors += 1;
+            groups[at].parameters += parameter.values.len() as u64;
+        }
+        groups
+    }
+
     /// Adds or replaces a tensor.
     pub fn insert(&mut self, key: String, parameter: Parameter) {
         self.entries.insert(key, parameter);
+    }
+}
+
+/// The part of the network that a parameter belongs to.
+fn group_of(key: &str) -> &'static str {
+    let is_vocabulary = ["embed_tokens", "tok_embeddings", "lm_head", "output"]
+        .iter()
+        .any(|name| key.ends_with(&format!("{name}.weight")));
+    if key.ends_with(".low_rank_a") || key.ends_with(".low_rank_b") {
+        "low-rank changes"
+    } else if key.ends_with(".rows") {
+        "rows of the markers"
+    } else if key.starts_with("language_model.") && is_vocabulary {
+        "embedding and head"
+    } else if key.starts_with("language_model.") {
+        "language model"
+    } else if key.starts_with("res_decoder.") {
+        "mask decoder"
+    } else if key.starts_with("vision_model.") {
+        "vision tower"
+    } else if key.starts_with("mlp1.") {
+        "projector"
+    } else {
+        "helper heads"
     }
 }
 
@@ -150,7 +205,7 @@ pub struct Leaves<'a> {
 /// The checkpoint that parameters change, and how they do.
 ///
 /// Beside tensors of the checkpoint's own keys, which they replace, parameters may be
-/// `M.lora_A` `[r, in]` and `M.lora_B` `[out, r]`, a low-rank change of `M.weight`; and `K.rows`
+/// `M.low_rank_a` `[r, in]` and `M.low_rank_b` `[out, r]`, a low-rank change of `M.weight`; and `K.rows`
 /// `[n, width]`, which replace rows of the matrix `K`.
 #[derive(Debug, Clone, Copy)]
 pub struct Over<'a> {
@@ -338,7 +393,7 @@ impl TensorSource for Leaves<'_> {
             let shape = [parameter.shape[0], parameter.shape[1]];
             Some(self.leaf(&key, parameter).reshape(shape))
         };
-        let factors = factor("lora_A").zip(factor("lora_B"));
+        let factors = factor("low_rank_a").zip(factor("low_rank_b"));
         Ok(factors.map(|(a, b)| LowRank {
             a,
             b,

@@ -15,7 +15,11 @@ use std::{
     thread,
 };
 
-use refseg_data::metrics::Tally;
+use refseg::{Image, Mask, mask::THRESHOLD, predictor::Predictor};
+use refseg_data::{
+    evaluate::{Example, Examples},
+    metrics::Tally,
+};
 
 use crate::{
     TrainError, checkpoint,
@@ -65,6 +69,12 @@ pub trait Task: Sync {
         pools: &[rayon::ThreadPool],
     ) -> Result<Option<Tally>, TrainError>;
 
+    /// The same held-out pictures each time, and what the model says of them now.
+    ///
+    /// # Errors
+    /// If the data is at fault.
+    fn samples(&self, parameters: &Parameters) -> Result<Vec<Sample>, TrainError>;
+
     /// Writes the model as anyone may use it into a folder.
     ///
     /// # Errors
@@ -111,6 +121,17 @@ pub struct Measured {
     pub gradients: Gradients,
     /// Batch-norm statistics, in the order in which running ones follow them.
     pub statistics: Vec<Statistics>,
+    /// How much was computed.
+    pub work: Work,
+}
+
+/// How much was computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Pictures.
+    pub pictures: u64,
+    /// Tokens of the language model, filling included.
+    pub tokens: u64,
 }
 
 /// Mean and biased variance of the mask decoder's convolution over one batch.
@@ -137,6 +158,13 @@ pub enum Event {
         norm: f64,
         /// Learning rate.
         rate: f64,
+        /// How much was computed.
+        work: Work,
+    },
+    /// A checkpoint is written, and the model judged, before the next step.
+    Pausing {
+        /// After this step.
+        step: u64,
     },
     /// What was held out was judged.
     HeldOut {
@@ -146,12 +174,73 @@ pub enum Event {
         tally: Tally,
         /// Whether no evaluation before gave a better cIoU; the model is then kept.
         is_best: bool,
+        /// The same held-out pictures each time, and what was answered.
+        samples: Vec<Sample>,
     },
     /// A checkpoint lies on disk.
     Saved {
         /// After this step.
         step: u64,
     },
+}
+
+/// A held-out picture, an expression about it, and what the model answered.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// The picture's name.
+    pub picture: String,
+    /// The pixels.
+    pub image: Image,
+    /// The expression.
+    pub phrase: String,
+    /// What it means.
+    pub truth: Mask,
+    /// Whether the model says that there is something.
+    pub found: bool,
+    /// What the model drew, also where it says that there is nothing.
+    pub drawn: Mask,
+}
+
+/// How many pictures are shown after each evaluation.
+const SAMPLES: usize = 12;
+
+/// Asks a model for one expression of each of the first pictures.
+///
+/// # Errors
+/// If a picture cannot be read, or the model's values are not finite.
+pub(crate) fn samples(
+    predictor: &Predictor,
+    examples: &dyn Examples,
+) -> Result<Vec<Sample>, TrainError> {
+    let mut samples = Vec::new();
+    for picture in 0..SAMPLES.min(examples.pictures()) {
+        let Example {
+            id,
+            image,
+            mut expressions,
+        } = examples.example(picture)?;
+        if expressions.is_empty() {
+            continue;
+        }
+        // Not always the first, which is the plainest in many data sets.
+        let asked = expressions.swap_remove(picture % expressions.len());
+        let answer = predictor
+            .encode(&image)
+            .and_then(|scene| scene.segment(&asked.phrase))
+            .map_err(|error| TrainError::Model(Box::new(error)))?;
+        let (side, truth) = (answer.side, asked.truth.mask);
+        let (height, width) = (truth.height(), truth.width());
+        let probabilities = &answer.probabilities;
+        samples.push(Sample {
+            picture: id,
+            drawn: Mask::from_probabilities(probabilities, side, side, height, width, THRESHOLD)?,
+            image,
+            phrase: asked.phrase,
+            truth,
+            found: answer.found,
+        });
+    }
+    Ok(samples)
 }
 
 /// A task on its way.
@@ -210,6 +299,16 @@ impl<T: Task> Run<T> {
     /// What is trained.
     pub fn task(&self) -> &T {
         &self.task
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Highest learning rate.
+    pub fn peak_rate(&self) -> f64 {
+        self.plan.schedule.peak
     }
 
     /// The values as they are now.
@@ -310,7 +409,7 @@ fn steps<T: Task>(
     while *done < plan.steps && go_on {
         let step = *done + 1;
         let taken = batches.take(plan.passes)?;
-        let (losses, gradients, statistics) = one_step(task, parameters, step, pools, taken)?;
+        let (losses, gradients, statistics, work) = one_step(task, parameters, step, pools, taken)?;
         if let Some(key) = first_not_finite(&gradients) {
             return Err(TrainError::NotFinite { step, key });
         }
@@ -325,8 +424,10 @@ fn steps<T: Task>(
             losses,
             norm,
             rate,
+            work,
         });
         if step.is_multiple_of(plan.every) || step == plan.steps || !go_on {
+            go_on &= report(Event::Pausing { step });
             checkpoint::save(folder, &task.settings(), parameters, step)?;
             go_on &= report(Event::Saved { step });
             if !task.is_usable(step) {
@@ -343,6 +444,7 @@ fn steps<T: Task>(
                     step,
                     tally,
                     is_best,
+                    samples: task.samples(parameters)?,
                 });
             }
         }
@@ -357,16 +459,17 @@ fn one_step<T: Task>(
     step: u64,
     pools: &[rayon::ThreadPool],
     batches: Vec<T::Batch>,
-) -> Result<(Losses, Gradients, Vec<Statistics>), TrainError> {
+) -> Result<(Losses, Gradients, Vec<Statistics>, Work), TrainError> {
     let share = 1.0 / batches.len() as f32;
     let mut losses = Losses::default();
     let mut gradients = Gradients::new();
     let mut statistics = Vec::new();
+    let mut work = Work::default();
     let mut batches = batches.into_iter().enumerate();
     loop {
         let at_once: Vec<_> = batches.by_ref().take(pools.len()).collect();
         if at_once.is_empty() {
-            return Ok((losses, gradients, statistics));
+            return Ok((losses, gradients, statistics, work));
         }
         let measured = in_parallel(pools, at_once, |(pass, batch)| {
             task.measure(parameters, batch, step, pass)
@@ -375,6 +478,8 @@ fn one_step<T: Task>(
             let measured = measured?;
             losses.add(&measured.losses, share);
             statistics.extend(measured.statistics);
+            work.pictures += measured.work.pictures;
+            work.tokens += measured.work.tokens;
             for (key, values) in measured.gradients {
                 let sum = gradients
                     .entry(key)

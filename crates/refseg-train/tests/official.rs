@@ -126,7 +126,8 @@ fn question(folder: &Path) -> Result<Question, Box<dyn Error>> {
 fn key_of(name: &str) -> String {
     let name = name.trim_start_matches("grad.");
     name.replacen("base_model.model.", "", 1)
-        .replace(".default.weight", "")
+        .replace(".lora_A.default.weight", ".low_rank_a")
+        .replace(".lora_B.default.weight", ".low_rank_b")
 }
 
 /// The tensors of a fixture's `expected_train.safetensors`.

@@ -7,7 +7,7 @@ use refseg::{Image, internvl::Config, mllmseg::Mllmseg, nn::Blueprint};
 use refseg_data::scenes::{Scene, SceneOptions, Split};
 use serde::Serialize;
 
-use super::{load, median_ms, memory::peak_bytes, milliseconds, readable_bytes, readable_ms};
+use super::{load, median_ms, milliseconds, readable_bytes, readable_ms};
 use crate::{
     cli::BenchArgs,
     console::Console,

@@ -7,7 +7,6 @@ pub(crate) mod eval;
 pub(crate) mod info;
 pub(crate) mod init;
 mod judgement;
-mod memory;
 mod opened;
 pub(crate) mod sam;
 pub(crate) mod scenes;

@@ -1,35 +1,25 @@
 //! `refseg train`: trains a small model from scratch on drawn scenes, or any model on pictures.
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the loop does not count pictures and tokens yet")
-)]
 mod dashboard;
 mod log;
+mod monitor;
 mod tuning;
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::{Context, Result, bail};
-use refseg_data::metrics::{Metric, Scores, Tally};
+use refseg_data::metrics::Scores;
 use refseg_train::{
-    run::{Event, MODEL, Run, Task},
+    run::{MODEL, Run, Task},
     scratch::{Recipe, Scratch},
 };
 use serde::Serialize;
 
-use crate::{cli::TrainArgs, console::Console, files::write_whole, progress::Progress};
-use log::Log;
-
-/// Steps between two lines where there is no terminal.
-const STEPS_A_LINE: u64 = 20;
+use crate::{cli::TrainArgs, console::Console};
+use monitor::Monitor;
 
 pub(crate) fn run(args: &TrainArgs, console: &Console) -> Result<()> {
     match &args.tuning.recipe {
@@ -54,27 +44,9 @@ fn drive<T: Task>(mut run: Run<T>, args: &TrainArgs, console: &Console) -> Resul
             run.steps()
         ));
     }
-    let log = Log::open(&args.out, run.done())?;
-    let mut monitor = Monitor {
-        log,
-        folder: &args.out,
-        progress: console.progress(run.steps(), "steps"),
-        since: (Instant::now(), run.done()),
-        held_out: None,
-        failure: None,
-    };
-    monitor.progress.set(run.done());
+    let mut monitor = Monitor::open(&run, console)?;
     run.train(|event| monitor.hear(event).is_ok() && !stop.load(Ordering::Relaxed))?;
-    let Monitor {
-        held_out,
-        failure,
-        progress,
-        ..
-    } = monitor;
-    drop(progress);
-    if let Some(error) = failure {
-        return Err(error);
-    }
+    let held_out = monitor.finish()?;
     if run.done() < run.steps() {
         console.note(format_args!(
             "stopped after step {} of {}; the same command goes on from there",
@@ -139,95 +111,6 @@ fn on_interrupt() -> Result<Arc<AtomicBool>> {
         .and_then(|_| flag::register(SIGINT, Arc::clone(&stop)))
         .context("cannot listen for Ctrl-C")?;
     Ok(stop)
-}
-
-/// Shows and writes down what a run reports.
-struct Monitor<'a> {
-    log: Log,
-    folder: &'a Path,
-    progress: Progress,
-    /// When the last line was printed, and after which step.
-    since: (Instant, u64),
-    held_out: Option<Scores>,
-    failure: Option<anyhow::Error>,
-}
-
-impl Monitor<'_> {
-    /// Takes in an event; what fails is kept, and the run is to stop.
-    fn hear(&mut self, event: Event) -> Result<(), ()> {
-        self.take_in(event)
-            .map_err(|error| self.failure = Some(error))
-    }
-
-    fn take_in(&mut self, event: Event) -> Result<()> {
-        match event {
-            Event::Step {
-                step,
-                losses,
-                norm,
-                rate,
-            } => {
-                self.log.step(step, &losses, norm, rate)?;
-                self.progress.set(step);
-                let parts = losses.parts.iter();
-                let parts: Vec<String> = parts
-                    .map(|(name, value)| format!("{name} {value:.3}"))
-                    .collect();
-                let mut message = format!("loss {:.3} ({})", losses.total, parts.join(" "));
-                if let Some(scores) = &self.held_out {
-                    message += &format!("  held-out cIoU {} %", shown(scores[Metric::Ciou]));
-                }
-                if step.is_multiple_of(STEPS_A_LINE) {
-                    let (start, first) = self.since;
-                    let pace = start.elapsed().as_secs_f64() / (step - first).max(1) as f64;
-                    self.since = (Instant::now(), step);
-                    message += &format!("  {pace:.2} s/step");
-                    self.progress.message(message);
-                    self.progress.line();
-                } else {
-                    self.progress.message(message);
-                }
-            }
-            Event::HeldOut {
-                step,
-                tally,
-                is_best,
-            } => {
-                self.log.held_out(step, &tally)?;
-                self.held_out = Some(Tally::scores(&tally.all()));
-                self.progress.print(&summary(step, &tally, is_best));
-                self.draw_curve()?;
-            }
-            Event::Saved { .. } => self.draw_curve()?,
-        }
-        Ok(())
-    }
-
-    fn draw_curve(&self) -> Result<()> {
-        let svg =
-            refseg_train::curve::svg(self.log.curve()).context("cannot draw the loss curve")?;
-        write_whole(&self.folder.join("curve.svg"), svg.as_bytes())
-    }
-}
-
-fn summary(step: u64, tally: &Tally, is_best: bool) -> String {
-    let all = Tally::scores(&tally.all());
-    let kinds: Vec<String> = tally
-        .kinds()
-        .map(|(kind, sums)| format!("{kind} {}", shown(Tally::scores(sums)[Metric::Miou])))
-        .collect();
-    format!(
-        "step {step}, held out: cIoU {}  N-acc {}  T-acc {}  mIoU of {}{}",
-        shown(all[Metric::Ciou]),
-        shown(all[Metric::NAcc]),
-        shown(all[Metric::TAcc]),
-        kinds.join(", "),
-        if is_best { "  (best)" } else { "" },
-    )
-}
-
-fn shown(percent: Option<f64>) -> String {
-    percent.map_or_else(|| "–".to_owned(), |percent| format!("{percent:.1}"))
 }
 
 #[derive(Serialize)]

@@ -10,10 +10,6 @@ mod page;
 mod picture;
 #[cfg(test)]
 mod tests;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the loop keeps no pictures yet")
-)]
 pub(crate) mod training;
 
 use anyhow::{Context, Result};

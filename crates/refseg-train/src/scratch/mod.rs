@@ -12,13 +12,14 @@ use refseg::{
     internvl::{Config, Fusion},
     mllmseg::Mllmseg,
     nn::Blueprint,
+    predictor::Predictor,
     prompt::{PromptBuilder, Template},
     tokenizer::Tokenizer,
     weights::{SaveDtype, TensorSpec, WeightsError, save_safetensors},
 };
 use refseg_data::{
     metrics::{Outcome, Tally},
-    scenes::{Scene, SceneOptions, Split},
+    scenes::{DrawnScenes, Scene, SceneOptions, Split},
 };
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,9 @@ use crate::{
     TrainError, checkpoint,
     optimiser::{Optimiser, Rule, Schedule},
     parameters::{Leaves, Parameters, Values},
-    run::{Measured, Plan, RUNNING_MEAN, RUNNING_VARIANCE, Run, Task, in_parallel},
+    run::{
+        Measured, Plan, RUNNING_MEAN, RUNNING_VARIANCE, Run, Sample, Task, in_parallel, samples,
+    },
     tensors::values,
 };
 use auxiliary::Auxiliary;
@@ -346,6 +349,22 @@ impl Task for Scratch {
     ) -> Result<Option<Tally>, TrainError> {
         self.settle(parameters, pools)?;
         self.held_out(parameters, pools).map(Some)
+    }
+
+    fn samples(&self, parameters: &Parameters) -> Result<Vec<Sample>, TrainError> {
+        let leaves = Leaves::constant(parameters, Values::Average, &self.device);
+        let (config, tokenizer) = (self.config.clone(), self.tokenizer.clone());
+        let predictor = Predictor::new("the run".to_owned(), config, tokenizer, &leaves)
+            .map_err(|error| TrainError::Model(Box::new(error)))?;
+        let scenes = DrawnScenes {
+            options: SceneOptions {
+                split: Split::HeldOut,
+                ..SceneOptions::default()
+            },
+            first: 0,
+            count: self.recipe.held_out,
+        };
+        samples(&predictor, &scenes)
     }
 
     /// The averaged values, in the official layout, f16.

@@ -11,7 +11,7 @@ use crate::{
     TrainError,
     losses::{Losses, binary_cross_entropy, cross_entropy, dice},
     parameters::{Leaves, Parameters},
-    run::{Measured, Statistics},
+    run::{Measured, Statistics, Work},
     tensors::{floats, indices, scalar, values},
 };
 
@@ -144,6 +144,10 @@ pub fn step(
             losses,
             gradients: leaves.into_gradients(),
             statistics: Vec::new(),
+            work: Work {
+                pictures: batch.pictures as u64,
+                tokens: 0,
+            },
         });
     }
 
@@ -206,6 +210,7 @@ pub fn step(
         .reduce(|sum, loss| sum + loss)
         .expect("there are seven losses");
     leaves.differentiate(&total, &[]);
+    let row = prompts.prefix()?.ids.len() + batch.phrases * batch.longest_suffix();
     let statistics = decoded.statistics.map(|(mean, variance)| Statistics {
         mean: values(mean),
         variance: values(variance),
@@ -215,6 +220,10 @@ pub fn step(
         losses,
         gradients: leaves.into_gradients(),
         statistics: statistics.into_iter().collect(),
+        work: Work {
+            pictures: batch.pictures as u64,
+            tokens: (batch.pictures * row) as u64,
+        },
     })
 }
 

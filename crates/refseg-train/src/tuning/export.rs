@@ -154,7 +154,7 @@ fn config(tuning: &Tuning) -> Value {
 
 fn is_adapted(parameters: &Parameters, key: &str) -> bool {
     let module = key.rsplit_once('.').map_or(key, |(module, _)| module);
-    key.starts_with(LAYERS) && parameters.get(&format!("{module}.lora_A")).is_some()
+    key.starts_with(LAYERS) && parameters.get(&format!("{module}.low_rank_a")).is_some()
 }
 
 /// The name under which peft stores a tensor of the network.
@@ -173,8 +173,14 @@ fn stored_name(key: &str, is_lora: bool, is_adapted: bool) -> String {
 fn factor_name(key: &str) -> Option<String> {
     let (module, factor) = key.rsplit_once('.')?;
     let below = module.strip_prefix(LANGUAGE)?;
-    matches!(factor, "lora_A" | "lora_B")
-        .then(|| format!("{LANGUAGE}base_model.model.{below}.{factor}.default.weight"))
+    let factor = match factor {
+        "low_rank_a" => "lora_A",
+        "low_rank_b" => "lora_B",
+        _ => return None,
+    };
+    Some(format!(
+        "{LANGUAGE}base_model.model.{below}.{factor}.default.weight"
+    ))
 }
 
 #[cfg(test)]
@@ -195,7 +201,7 @@ mod tests {
         );
         assert_eq!(stored_name("mlp1.0.bias", true, false), "mlp1.0.bias");
         assert_eq!(
-            factor_name("language_model.model.layers.0.attention.wo.lora_A").as_deref(),
+            factor_name("language_model.model.layers.0.attention.wo.low_rank_a").as_deref(),
             Some(
                 "language_model.base_model.model.model.layers.0.attention.wo.lora_A.default.weight"
             )

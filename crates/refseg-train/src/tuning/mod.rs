@@ -34,7 +34,7 @@ use crate::{
     TrainError,
     optimiser::{Optimiser, Rule, Schedule},
     parameters::{Leaves, Noise, Over, Parameter, Parameters, Values, is_buffer},
-    run::{MODEL, Measured, Plan, Run, Task},
+    run::{MODEL, Measured, Plan, Run, Sample, Task, samples},
 };
 use base::Base;
 use pass::{Question, Setting};
@@ -69,15 +69,6 @@ pub struct Workers {
     pub threads: usize,
     /// Threads that read pictures ahead.
     pub loaders: usize,
-}
-
-/// How many parameters are trained, by what they belong to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
-    /// What they are.
-    pub name: &'static str,
-    /// How many.
-    pub parameters: usize,
 }
 
 /// Prefix of the mask decoder's keys.
@@ -269,35 +260,6 @@ impl Tuning {
         let frozen = self.parts.iter().filter(|part| !is_trained(&part.key));
         frozen.map(|part| part.len() as u64).sum()
     }
-
-    /// How many parameters are trained, by what they belong to.
-    pub fn groups(parameters: &Parameters) -> Vec<Group> {
-        const NAMES: [&str; 5] = [
-            "mask decoder",
-            "low-rank changes",
-            "markers' rows",
-            "embedding and head",
-            "others",
-        ];
-        let mut counts = [0; NAMES.len()];
-        for (key, parameter) in parameters.iter().filter(|(_, p)| p.is_trained()) {
-            let group = if key.starts_with(DECODER) {
-                0
-            } else if key.ends_with(".lora_A") || key.ends_with(".lora_B") {
-                1
-            } else if key.ends_with(".rows") {
-                2
-            } else if VOCABULARY.contains(&key) {
-                3
-            } else {
-                4
-            };
-            counts[group] += parameter.values.len();
-        }
-        let groups = NAMES.into_iter().zip(counts);
-        let group = |(name, parameters)| Group { name, parameters };
-        groups.filter(|&(_, count)| count > 0).map(group).collect()
-    }
 }
 
 impl std::fmt::Debug for Tuning {
@@ -373,6 +335,13 @@ impl Task for Tuning {
             _ => judge()?,
         }
         Ok(Some(tally))
+    }
+
+    fn samples(&self, parameters: &Parameters) -> Result<Vec<Sample>, TrainError> {
+        match &self.held_out {
+            None => Ok(Vec::new()),
+            Some(examples) => samples(&self.predictor(parameters)?, &**examples),
+        }
     }
 
     fn export(&self, folder: &Path, parameters: &Parameters) -> Result<(), TrainError> {
@@ -497,14 +466,19 @@ fn parameters(
             let (a, b) = match base.low_rank(key)? {
                 Some(factors) => (factors.a, factors.b),
                 None => (
-                    kaiming(&format!("{module}.lora_A"), inputs, lora.rank, recipe.seed),
+                    kaiming(
+                        &format!("{module}.low_rank_a"),
+                        inputs,
+                        lora.rank,
+                        recipe.seed,
+                    ),
                     vec![0.0; outputs * lora.rank],
                 ),
             };
             let a = Parameter::trained(vec![lora.rank, inputs], a, averaged);
             let b = Parameter::trained(vec![outputs, lora.rank], b, averaged);
-            parameters.insert(format!("{module}.lora_A"), a);
-            parameters.insert(format!("{module}.lora_B"), b);
+            parameters.insert(format!("{module}.low_rank_a"), a);
+            parameters.insert(format!("{module}.low_rank_b"), b);
         }
     }
     Ok(parameters)

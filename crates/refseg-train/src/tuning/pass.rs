@@ -21,7 +21,7 @@ use crate::{
         Losses, binary_cross_entropy, cross_entropy, dice, focal, official_focal, resize, soft_iou,
     },
     parameters::{Leaves, Parameters},
-    run::{Measured, Statistics},
+    run::{Measured, Statistics, Work},
     tensors::{indices, scalar, values},
 };
 
@@ -134,6 +134,10 @@ pub fn measure(
         losses: head.losses,
         gradients: tracked.into_gradients(),
         statistics: head.statistics,
+        work: Work {
+            pictures: questions.len() as u64,
+            tokens: (questions.len() * pass.layout.row()) as u64,
+        },
     })
 }
 

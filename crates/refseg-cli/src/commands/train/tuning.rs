@@ -9,9 +9,10 @@ use refseg_data::{
     evaluate::Examples,
 };
 use refseg_train::{
+    parameters::Group,
     run::Run,
     tuning::{
-        Group, Start, Tuning, Workers,
+        Start, Tuning, Workers,
         recipe::{Recipe, Set},
         sampler::Sampler,
     },
@@ -20,9 +21,10 @@ use serde::Serialize;
 
 use crate::{
     cli::TrainArgs,
-    commands::{counted, memory::peak_bytes, opened::warn_of_skipped, readable_bytes, with_commas},
+    commands::{counted, opened::warn_of_skipped, readable_bytes, with_commas},
     console::Console,
     failure::{Hint, WrongUsage},
+    memory,
     table::{Align, Cell, Table},
 };
 
@@ -185,8 +187,8 @@ fn refusal(faults: &[String]) -> anyhow::Error {
 pub(super) fn show_plan(run: &Run<Tuning>, args: &TrainArgs, console: &Console) -> Result<()> {
     let task = run.task();
     let recipe = task.recipe();
-    let groups = Tuning::groups(run.parameters());
-    let trained: u64 = groups.iter().map(|group| group.parameters as u64).sum();
+    let groups = run.parameters().groups();
+    let trained: u64 = groups.iter().map(|group| group.parameters).sum();
     let frozen = task.frozen_parameters(run.parameters());
     let start = Instant::now();
     let losses = run.rehearse(REHEARSED)?;
@@ -201,7 +203,7 @@ pub(super) fn show_plan(run: &Run<Tuning>, args: &TrainArgs, console: &Console) 
         frozen,
         groups,
         parameter_bytes: 4 * (COPIES * trained + frozen),
-        peak_bytes: peak_bytes(),
+        peak_bytes: memory::peak(),
         step_s,
         losses: losses.iter().map(|losses| losses.total).collect(),
     };
@@ -246,7 +248,7 @@ impl Plan {
         for group in &self.groups {
             row(
                 &format!("trained: {}", group.name),
-                with_commas(group.parameters as u64),
+                with_commas(group.parameters),
             );
         }
         row("trained in all", with_commas(self.trained));
