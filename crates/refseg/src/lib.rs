@@ -15,7 +15,7 @@
 //! is the face; [`image`](mod@image), [`prompt`] and [`mask`] are what goes in
 //! and comes out; [`mllmseg`], [`internvl`] and [`nn`] are the network, from
 //! the whole to its layers; [`sam`] is another one, which points and boxes
-//! prompt; [`weights`] and [`tokenizer`] read checkpoints.
+//! prompt, and [`chat`] is for those that answer in words; [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
 
@@ -23,6 +23,7 @@ pub mod image;
 pub mod mask;
 pub mod prompt;
 
+pub mod chat;
 pub mod internvl;
 pub mod mllmseg;
 pub mod nn;
