@@ -13,9 +13,10 @@
 //!
 //! Modules, in the order in which a stranger should read them: [`predictor`]
 //! is the face; [`image`](mod@image), [`prompt`] and [`mask`] are what goes in
-//! and comes out; [`mllmseg`], [`internvl`] and [`nn`] are the network, from
-//! the whole to its layers; [`sam`] is another one, which points and boxes
-//! prompt, and [`chat`] is for those that answer in words; [`weights`] and [`tokenizer`] read checkpoints.
+//! and comes out; [`mllmseg`], [`internvl`], [`language`] and [`nn`] are the
+//! network, from the whole to its layers; [`sam`] is another one, which points
+//! and boxes prompt, and [`chat`] is the face of those that answer in words;
+//! [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
 
@@ -25,6 +26,7 @@ pub mod prompt;
 
 pub mod chat;
 pub mod internvl;
+pub mod language;
 pub mod mllmseg;
 pub mod nn;
 pub mod sam;

@@ -3,7 +3,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use refseg::{
-    internvl::{Config, LanguageConfig, LanguageFamily, causal_mask},
+    internvl::Config,
+    language::{LanguageConfig, LanguageFamily, causal_mask},
     mllmseg::Mllmseg,
     nn::TensorSource,
     random::SplitMix64,

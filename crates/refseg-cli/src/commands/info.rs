@@ -9,7 +9,8 @@ use std::{
 use anyhow::Result;
 use refseg::{
     builtin,
-    internvl::{Config, LanguageFamily, UnshuffleVersion},
+    internvl::{Config, UnshuffleVersion},
+    language::LanguageFamily,
     mllmseg::Mllmseg,
     nn::{Blueprint, Part},
     predictor::PredictorError,

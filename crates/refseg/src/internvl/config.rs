@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::language::{LanguageConfig, LanguageFamily};
+
 /// Everything about sizes that a checkpoint's `config.json` says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -42,40 +44,6 @@ pub struct VisionConfig {
     pub epsilon: f64,
     /// Field `qkv_bias`.
     pub qkv_bias: bool,
-}
-
-/// The language model, field `llm_config`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LanguageConfig {
-    /// Field `architectures`.
-    pub family: LanguageFamily,
-    /// Field `vocab_size`.
-    pub vocabulary: usize,
-    /// Field `hidden_size`, D.
-    pub width: usize,
-    /// Field `intermediate_size`.
-    pub inner: usize,
-    /// Field `num_hidden_layers`.
-    pub layers: usize,
-    /// Field `num_attention_heads`.
-    pub heads: usize,
-    /// Field `num_key_value_heads`.
-    pub key_value_heads: usize,
-    /// Field `rms_norm_eps`.
-    pub epsilon: f64,
-    /// Field `rope_theta`.
-    pub rope_theta: f64,
-    /// Field `max_position_embeddings`: dynamic scaling would begin beyond it.
-    pub max_positions: usize,
-}
-
-/// Which language model a checkpoint holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LanguageFamily {
-    /// `Qwen2ForCausalLM`: separate projections with biases.
-    Qwen2,
-    /// `InternLM2ForCausalLM`: fused `wqkv`, no biases.
-    InternLm2,
 }
 
 /// Order of the image tokens after pixel unshuffle, field `ps_version`.
@@ -120,13 +88,6 @@ pub enum ConfigError {
         /// What should be.
         expected: String,
     },
-}
-
-impl LanguageConfig {
-    /// Width of one attention head.
-    pub fn head_dim(&self) -> usize {
-        self.width / self.heads
-    }
 }
 
 impl Config {

@@ -9,7 +9,7 @@
 
 use anyhow::{Context, Result};
 use refseg::{
-    internvl::{LanguageConfig, LanguageFamily},
+    language::{LanguageConfig, LanguageFamily},
     prompt::{SYSTEM_INTERNLM2_CHAT, SYSTEM_INTERNVL2_5},
 };
 use refseg_data::scenes;

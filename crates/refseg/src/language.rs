@@ -7,11 +7,51 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::{LanguageConfig, LanguageFamily};
 use crate::{
     nn::{Linear, RmsNorm, Rope, Tensors, attention, silu, split_heads},
     weights::WeightsError,
 };
+
+/// Sizes of a language model, as its part of `config.json` says them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LanguageConfig {
+    /// Field `architectures`.
+    pub family: LanguageFamily,
+    /// Field `vocab_size`.
+    pub vocabulary: usize,
+    /// Field `hidden_size`, D.
+    pub width: usize,
+    /// Field `intermediate_size`.
+    pub inner: usize,
+    /// Field `num_hidden_layers`.
+    pub layers: usize,
+    /// Field `num_attention_heads`.
+    pub heads: usize,
+    /// Field `num_key_value_heads`.
+    pub key_value_heads: usize,
+    /// Field `rms_norm_eps`.
+    pub epsilon: f64,
+    /// Field `rope_theta`.
+    pub rope_theta: f64,
+    /// Field `max_position_embeddings`: dynamic scaling would begin beyond it.
+    pub max_positions: usize,
+}
+
+/// Which language model a checkpoint holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LanguageFamily {
+    /// `Qwen2ForCausalLM`: separate projections with biases.
+    Qwen2,
+    /// `InternLM2ForCausalLM`: fused `wqkv`, no biases.
+    InternLm2,
+}
+
+impl LanguageConfig {
+    /// Width of one attention head.
+    pub fn head_dim(&self) -> usize {
+        self.width / self.heads
+    }
+}
 
 /// A causal language model with its head.
 #[derive(Debug, Clone)]
