@@ -179,6 +179,7 @@ impl Facts {
                 family: match language.family {
                     LanguageFamily::Qwen2 => "Qwen2",
                     LanguageFamily::InternLm2 => "InternLM2",
+                    LanguageFamily::Llama => "Llama",
                 },
                 layers: language.layers,
                 width: language.width,

@@ -205,6 +205,7 @@ impl Config {
                 "architectures": [match language.family {
                     LanguageFamily::Qwen2 => "Qwen2ForCausalLM",
                     LanguageFamily::InternLm2 => "InternLM2ForCausalLM",
+                    LanguageFamily::Llama => "LlamaForCausalLM",
                 }],
                 "vocab_size": language.vocabulary,
                 "hidden_size": language.width,
@@ -222,15 +223,18 @@ impl Config {
 
     /// A published base size by its name, such as `internvl2_5-1b`; `None` if there is none.
     pub fn preset(name: &str) -> Option<Self> {
-        use LanguageFamily::{InternLm2, Qwen2};
+        // The base vocabulary and the two markers, and the norms' epsilon.
+        let qwen2 = (LanguageFamily::Qwen2, 151_676, 1e-6);
+        let internlm2 = (LanguageFamily::InternLm2, 92_555, 1e-5);
         // Columns: D, layers, heads, key-value heads, MLP inner; from the public model configs.
-        let (family, [width, layers, heads, key_value_heads, inner]) = match name {
-            "internvl2_5-1b" => (Qwen2, [896, 24, 14, 2, 4864]),
-            "internvl2_5-2b" => (InternLm2, [2048, 24, 16, 8, 8192]),
-            "internvl2_5-4b" => (Qwen2, [2048, 36, 16, 2, 11008]),
-            "internvl2_5-8b" | "internvl2-8b" => (InternLm2, [4096, 32, 32, 8, 14336]),
-            _ => return None,
-        };
+        let ((family, vocabulary, epsilon), [width, layers, heads, key_value_heads, inner]) =
+            match name {
+                "internvl2_5-1b" => (qwen2, [896, 24, 14, 2, 4864]),
+                "internvl2_5-2b" => (internlm2, [2048, 24, 16, 8, 8192]),
+                "internvl2_5-4b" => (qwen2, [2048, 36, 16, 2, 11008]),
+                "internvl2_5-8b" | "internvl2-8b" => (internlm2, [4096, 32, 32, 8, 14336]),
+                _ => return None,
+            };
         Some(Self {
             image_size: 448,
             unshuffle: 2,
@@ -249,20 +253,13 @@ impl Config {
             },
             language: LanguageConfig {
                 family,
-                // The base vocabulary and the two markers.
-                vocabulary: match family {
-                    Qwen2 => 151_676,
-                    InternLm2 => 92_555,
-                },
+                vocabulary,
                 width,
                 inner,
                 layers,
                 heads,
                 key_value_heads,
-                epsilon: match family {
-                    Qwen2 => 1e-6,
-                    InternLm2 => 1e-5,
-                },
+                epsilon,
                 rope_theta: 1e6,
                 max_positions: 32_768,
             },
@@ -401,7 +398,7 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(field, "a list of whole numbers"))
     }
 
-    fn size_or(&self, field: &str, default: usize) -> Result<usize, ConfigError> {
+    pub(crate) fn size_or(&self, field: &str, default: usize) -> Result<usize, ConfigError> {
         if self.value(field).is_none() {
             Ok(default)
         } else {
@@ -436,7 +433,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn flag_or(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
+    pub(crate) fn flag_or(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
         match self.value(field) {
             None => Ok(default),
             Some(value) => value
@@ -445,7 +442,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn text_or(&self, field: &str, default: &'a str) -> Result<&'a str, ConfigError> {
+    pub(crate) fn text_or(&self, field: &str, default: &'a str) -> Result<&'a str, ConfigError> {
         match self.value(field) {
             None => Ok(default),
             Some(value) => value.as_str().ok_or_else(|| self.wrong(field, "a string")),
