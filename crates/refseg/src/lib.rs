@@ -15,7 +15,8 @@
 //! is the face; [`image`](mod@image), [`prompt`] and [`mask`] are what goes in
 //! and comes out; [`mllmseg`], [`internvl`], [`language`] and [`nn`] are the
 //! network, from the whole to its layers; [`sam`] is another one, which points
-//! and boxes prompt, and [`chat`] is the face of those that answer in words;
+//! and boxes prompt; [`chat`] is the face of those that answer in words, such as
+//! [`llava`];
 //! [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
@@ -27,6 +28,7 @@ pub mod prompt;
 pub mod chat;
 pub mod internvl;
 pub mod language;
+pub mod llava;
 pub mod mllmseg;
 pub mod nn;
 pub mod sam;
