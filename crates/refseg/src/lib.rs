@@ -15,8 +15,8 @@
 //! is the face; [`image`](mod@image), [`prompt`] and [`mask`] are what goes in
 //! and comes out; [`mllmseg`], [`internvl`], [`language`] and [`nn`] are the
 //! network, from the whole to its layers; [`sam`] is another one, which points
-//! and boxes prompt; [`chat`] is the face of those that answer in words, such as
-//! [`llava`];
+//! and boxes prompt; [`chat`] is the face of those that answer in words, [`llava`]
+//! and [`qwen_vl`] among them;
 //! [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
@@ -31,6 +31,7 @@ pub mod language;
 pub mod llava;
 pub mod mllmseg;
 pub mod nn;
+pub mod qwen_vl;
 pub mod sam;
 
 pub mod builtin;
