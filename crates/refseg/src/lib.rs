@@ -13,9 +13,11 @@
 //!
 //! Modules, in the order in which a stranger should read them: [`predictor`]
 //! is the face; [`image`](mod@image), [`prompt`] and [`mask`] are what goes in
-//! and comes out; [`mllmseg`], [`internvl`] and [`nn`] are the network, from
-//! the whole to its layers; [`sam`] is another one, which points and boxes
-//! prompt; [`weights`] and [`tokenizer`] read checkpoints.
+//! and comes out; [`mllmseg`], [`internvl`], [`language`] and [`nn`] are the
+//! network, from the whole to its layers; [`sam`] is another one, which points
+//! and boxes prompt; [`chat`] is the face of those that answer in words, [`llava`]
+//! and [`qwen_vl`] among them;
+//! [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
 
@@ -23,9 +25,13 @@ pub mod image;
 pub mod mask;
 pub mod prompt;
 
+pub mod chat;
 pub mod internvl;
+pub mod language;
+pub mod llava;
 pub mod mllmseg;
 pub mod nn;
+pub mod qwen_vl;
 pub mod sam;
 
 pub mod builtin;

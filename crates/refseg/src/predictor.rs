@@ -15,7 +15,8 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 use crate::{
     builtin,
     image::Image,
-    internvl::{Config, ConfigError, KeyValues, causal_mask},
+    internvl::{Config, ConfigError},
+    language::{KeyValues, causal_mask},
     mask::{Mask, MaskError, THRESHOLD, resize_bilinear},
     mllmseg::{DecodedImage, Mllmseg},
     nn::{StoredTensors, TensorSource},

@@ -3,7 +3,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use refseg::{
-    internvl::{Config, LanguageConfig, LanguageFamily, causal_mask},
+    internvl::Config,
+    language::{LanguageConfig, LanguageFamily, causal_mask},
     mllmseg::Mllmseg,
     nn::TensorSource,
     random::SplitMix64,
@@ -67,8 +68,8 @@ fn config(family: LanguageFamily) -> Config {
         heads: 4,
         key_value_heads: 2,
         epsilon: match family {
-            LanguageFamily::Qwen2 => 1e-6,
-            LanguageFamily::InternLm2 => 1e-5,
+            LanguageFamily::Qwen2 | LanguageFamily::Qwen => 1e-6,
+            LanguageFamily::InternLm2 | LanguageFamily::Llama => 1e-5,
         },
         rope_theta: 1e6,
         max_positions: 32_768,

@@ -115,7 +115,10 @@ impl Recipe {
 ///
 /// The template is the short one, so that a phrase costs a handful of tokens.
 pub fn builtin_config(vocabulary: usize) -> Config {
-    use refseg::internvl::{LanguageConfig, LanguageFamily, UnshuffleVersion, VisionConfig};
+    use refseg::{
+        internvl::{UnshuffleVersion, VisionConfig},
+        language::{LanguageConfig, LanguageFamily},
+    };
     Config {
         image_size: 112,
         unshuffle: 2,

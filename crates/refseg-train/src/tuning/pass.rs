@@ -124,7 +124,7 @@ pub fn measure(
         let (rope, mask) = pass.around(&model, &x.device());
         let mut x = x;
         for layer in model.language.layers() {
-            x = layer.forward(x, &rope, &mask, None).0;
+            x = layer.forward(x, &rope, &mask);
         }
         let head = pass.head(&model, x, vit)?;
         tracked.differentiate(&head.total, &[]);
@@ -385,7 +385,7 @@ impl<'a> Pass<'a> {
         let mut inputs = vec![x];
         for layer in quiet.language.layers() {
             let x = inputs.last().expect("there is a first input").clone();
-            inputs.push(layer.forward(x, &rope, &mask, None).0);
+            inputs.push(layer.forward(x, &rope, &mask));
         }
         let last = leaf(inputs.pop().expect("there is a first input"));
         let sight = leaf(vit);
@@ -406,7 +406,7 @@ impl<'a> Pass<'a> {
         for (layer, x) in model.language.layers().iter().zip(inputs.into_iter()).rev() {
             let Some(gradient) = flow else { break };
             let x = leaf(x);
-            let y = layer.forward(x.clone(), &rope, &mask, None).0;
+            let y = layer.forward(x.clone(), &rope, &mask);
             let surrogate = (y * gradient.autodiff()).sum();
             flow = tracked.differentiate(&surrogate, &[&x]).pop().flatten();
         }

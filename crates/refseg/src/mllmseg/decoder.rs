@@ -576,7 +576,14 @@ mod tests {
         let llm = input("input.img_llm", [1, 256, 64]);
         let text = input("input.text", [1, 2, 64]);
 
-        let l16 = decoder.llm_down.forward(llm.clone());
+        let Features::Dsff {
+            vit_to_llm,
+            meaning,
+        } = &decoder.features
+        else {
+            panic!("published models join features by DSFF");
+        };
+        let l16 = meaning.down.forward(llm.clone());
         check(
             "L16",
             l16.clone(),
@@ -588,7 +595,7 @@ mod tests {
                 (17 * 1024 + 5, 0.601_219_14),
             ],
         );
-        let v32 = decoder.vit_to_llm.forward(vit.clone(), l16.clone());
+        let v32 = vit_to_llm.forward(vit.clone(), l16.clone());
         check(
             "V32",
             v32,
@@ -600,7 +607,7 @@ mod tests {
                 (33 * 1024 + 7, -0.824_984_43),
             ],
         );
-        let l32 = decoder.upsample.forward(l16).swap_dims(1, 2);
+        let l32 = meaning.upsample.forward(l16).swap_dims(1, 2);
         let at = |channel: usize, row: usize, column: usize| channel * 1024 + row * 32 + column;
         check(
             "L32",

@@ -19,7 +19,7 @@ pub use attention::{attention, attention_with_dropout, softmax, split_heads};
 pub use blueprint::{Blueprint, Part};
 pub use conv::{Conv2d, ConvShape, patches};
 pub use dropout::Dropout;
-pub use linear::{Linear, LowRank, gelu, gelu_tanh, silu};
+pub use linear::{Linear, LowRank, gelu, gelu_tanh, quick_gelu, silu};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rope::Rope;
 pub use stored::StoredTensors;

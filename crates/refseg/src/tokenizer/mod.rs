@@ -10,6 +10,7 @@
 //! anywhere in the text.
 
 mod sentencepiece;
+mod tiktoken;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 
 pub use sentencepiece::SentencePieceError;
 use sentencepiece::{ModelFile, SentencePiece};
+use tiktoken::TiktokenFile;
 
 /// How Qwen2 cuts text into words before byte-level BPE.
 pub const QWEN2_PATTERN: &str = concat!(
@@ -43,6 +45,7 @@ struct Inner {
     reserved: Reserved,
     vocabulary_size: usize,
     bos: Option<u32>,
+    prefix: Vec<u32>,
 }
 
 enum Model {
@@ -56,7 +59,7 @@ pub enum TokenizerError {
     /// The folder has none of the known files.
     #[error(
         "`{folder}`: no tokenizer; expected `tokenizer.json`, `tokenizer.model`, \
-         or `vocab.json` with `merges.txt`"
+         `vocab.json` with `merges.txt`, or `qwen.tiktoken`"
     )]
     NoFiles {
         /// The folder that was searched.
@@ -141,6 +144,15 @@ pub enum TokenizerError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Ids could not be turned into text.
+    #[error("`{path}`: the tokenizer cannot decode its own tokens")]
+    Decode {
+        /// The file with the vocabulary.
+        path: PathBuf,
+        /// What the tokenizer said.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// The tokenizer turned ordinary text into an added token.
     #[error("`{path}`: ordinary text became the added token with id {id}")]
     Reserved {
@@ -155,7 +167,8 @@ impl Tokenizer {
     /// Loads the tokenizer of a checkpoint folder.
     ///
     /// The vocabulary is `tokenizer.json`, else SentencePiece's
-    /// `tokenizer.model`, else Qwen2's `vocab.json` with `merges.txt`. InternLM2
+    /// `tokenizer.model`, else Qwen2's `vocab.json` with `merges.txt`, else the
+    /// first Qwen's `qwen.tiktoken`. InternLM2
     /// is read from `tokenizer.model` even beside a `tokenizer.json`, because
     /// the reference does so. Added tokens are gathered from `tokenizer.json`,
     /// `added_tokens.json` and `tokenizer_config.json`, whichever exist.
@@ -204,6 +217,8 @@ impl Tokenizer {
             }
             let json = qwen2_json(read_json(&vocab)?, read_merges(&merges)?);
             Self::from_json(vocab, json, reserved, &config)
+        } else if let Some(path) = path("qwen.tiktoken") {
+            Self::from_tiktoken(path, reserved, &config)
         } else {
             Err(TokenizerError::NoFiles {
                 folder: folder.to_owned(),
@@ -249,11 +264,30 @@ impl Tokenizer {
             }
         })?;
 
+        let bos = config.bos(&reserved, false);
+        let prefix = match prepended(&json["post_processor"]) {
+            None => bos.into_iter().collect(),
+            Some(tokens) => {
+                let id = |token: &String| {
+                    let id = reserved.by_token.get(token).copied();
+                    id.ok_or_else(|| TokenizerError::MissingToken {
+                        path: path.clone(),
+                        token: token.clone(),
+                    })
+                };
+                tokens.iter().map(id).collect::<Result<_, _>>()?
+            }
+        };
+
         // Without added tokens there is nothing that text could match, and
         // without these three steps there is nothing but the text's own ids.
         json["added_tokens"] = json!([]);
         for step in ["truncation", "padding", "post_processor"] {
             json[step] = Value::Null;
+        }
+        if json["decoder"].is_null() {
+            json["decoder"] =
+                json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true });
         }
         let build = |source| TokenizerError::Build {
             path: path.clone(),
@@ -261,14 +295,34 @@ impl Tokenizer {
         };
         let bytes = serde_json::to_vec(&json).map_err(|source| build(source.into()))?;
         let model = tokenizers::Tokenizer::from_bytes(bytes).map_err(build)?;
-        let bos = config.bos(&reserved, false);
         Ok(Self::new(
             path,
             Model::BytePairs(Box::new(model)),
             reserved,
             largest,
             bos,
+            prefix,
         ))
+    }
+
+    fn from_tiktoken(
+        path: PathBuf,
+        mut reserved: Reserved,
+        config: &TokenizerConfig,
+    ) -> Result<Self, TokenizerError> {
+        let build = |source: Box<dyn Error + Send + Sync>| TokenizerError::Build {
+            path: path.clone(),
+            source,
+        };
+        let text = String::from_utf8(read(&path)?).map_err(|error| build(error.into()))?;
+        let file = TiktokenFile::parse(&text).map_err(|error| build(error.into()))?;
+        for (token, id) in file.special {
+            reserved.insert(&path, token, id)?;
+        }
+        let mut json = qwen2_json(file.vocab, file.merges);
+        // tiktoken looks a whole word up before it merges.
+        json["model"]["ignore_merges"] = true.into();
+        Self::from_json(path, json, reserved, config)
     }
 
     fn from_sentencepiece(
@@ -290,6 +344,7 @@ impl Tokenizer {
                     reserved,
                     size,
                     bos,
+                    bos.into_iter().collect(),
                 ))
             }
             Err(source) => Err(TokenizerError::SentencePiece { path, source }),
@@ -302,6 +357,7 @@ impl Tokenizer {
         reserved: Reserved,
         base_size: usize,
         bos: Option<u32>,
+        prefix: Vec<u32>,
     ) -> Self {
         let added_size = reserved.ids.iter().max().map_or(0, |&id| id as usize + 1);
         Self {
@@ -311,6 +367,7 @@ impl Tokenizer {
                 reserved,
                 vocabulary_size: base_size.max(added_size),
                 bos,
+                prefix,
             }),
         }
     }
@@ -349,6 +406,39 @@ impl Tokenizer {
         }
     }
 
+    /// The text that ids spell. Added tokens, special tokens and control pieces
+    /// stand in it by their own text, bytes that are no UTF-8 as U+FFFD, and ids
+    /// beyond the vocabulary not at all.
+    ///
+    /// # Errors
+    /// When the tokenizer fails on the ids.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        let Inner {
+            source, reserved, ..
+        } = &*self.inner;
+        let is_reserved = |id: &u32| reserved.ids.contains(id);
+        let mut text = String::new();
+        for run in ids.chunk_by(|a, b| is_reserved(a) == is_reserved(b)) {
+            match &self.inner.model {
+                _ if is_reserved(&run[0]) => {
+                    let token = |id: &u32| reserved.by_token.iter().find(|(_, other)| *other == id);
+                    run.iter()
+                        .filter_map(token)
+                        .for_each(|(token, _)| text.push_str(token));
+                }
+                Model::SentencePiece(model) => text.push_str(&model.decode(run, text.is_empty())),
+                Model::BytePairs(model) => {
+                    let decoded = model.decode(run, false);
+                    text.push_str(&decoded.map_err(|error| TokenizerError::Decode {
+                        path: source.clone(),
+                        source: error,
+                    })?);
+                }
+            }
+        }
+        Ok(text)
+    }
+
     /// The id of an added token, special token or control piece.
     pub fn added_token(&self, token: &str) -> Option<u32> {
         self.inner.reserved.by_token.get(token).copied()
@@ -382,6 +472,13 @@ impl Tokenizer {
     /// Qwen2.
     pub fn bos(&self) -> Option<u32> {
         self.inner.bos
+    }
+
+    /// What the checkpoint's own tokenizer puts before every text: what the
+    /// post-processor of `tokenizer.json` says, else [`Tokenizer::bos`].
+    /// [`Tokenizer::encode`] does not.
+    pub fn prefix(&self) -> &[u32] {
+        &self.inner.prefix
     }
 }
 
@@ -512,6 +609,23 @@ struct TokenText {
 struct AddedToken {
     id: u32,
     content: String,
+}
+
+/// The tokens that the `post_processor` of a `tokenizer.json` puts before a
+/// text; `None` if it has no say in it.
+fn prepended(post_processor: &Value) -> Option<Vec<String>> {
+    match post_processor["type"].as_str()? {
+        "TemplateProcessing" => {
+            let pieces = post_processor["single"].as_array()?.iter();
+            let tokens = pieces.map_while(|piece| piece["SpecialToken"]["id"].as_str());
+            Some(tokens.map(str::to_owned).collect())
+        }
+        "Sequence" => {
+            let steps = post_processor["processors"].as_array()?;
+            steps.iter().find_map(prepended)
+        }
+        _ => None,
+    }
 }
 
 /// Takes reserved tokens out of the model of a `tokenizer.json`, together
