@@ -15,7 +15,8 @@
 //! is the face; [`image`](mod@image), [`prompt`] and [`mask`] are what goes in
 //! and comes out; [`mllmseg`], [`internvl`] and [`nn`] are the network, from
 //! the whole to its layers; [`sam`] is another one, which points and boxes
-//! prompt; [`weights`] and [`tokenizer`] read checkpoints.
+//! prompt, and [`sam4mllm`] the method in which a language model writes them;
+//! [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
 
@@ -27,6 +28,7 @@ pub mod internvl;
 pub mod mllmseg;
 pub mod nn;
 pub mod sam;
+pub mod sam4mllm;
 
 pub mod builtin;
 pub mod random;
