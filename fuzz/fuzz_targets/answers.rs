@@ -23,7 +23,10 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(of_objects, boxes.said, "both read the same boxes");
     let points = objects.said.iter().flat_map(|object| &object.points_norm);
     assert!(points.flat_map(|(point, _)| point).all(is_written));
-    assert_eq!(read_objects(&objects_answer(&objects.said)).said, objects.said);
+    assert_eq!(
+        read_objects(&objects_answer(&objects.said)).said,
+        objects.said
+    );
 
     let labels = read_labels(text);
     check(&labels, text, "No".len());
