@@ -15,8 +15,8 @@
 //! is the face; [`image`](mod@image), [`prompt`] and [`mask`] are what goes in
 //! and comes out; [`mllmseg`], [`internvl`] and [`nn`] are the network, from
 //! the whole to its layers; [`sam`] is another one, which points and boxes
-//! prompt, and [`sam4mllm`] the method in which a language model writes them;
-//! [`weights`] and [`tokenizer`] read checkpoints.
+//! prompt, [`chat`] is for those that answer in words, and [`sam4mllm`] joins
+//! the two; [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
 
@@ -24,6 +24,7 @@ pub mod image;
 pub mod mask;
 pub mod prompt;
 
+pub mod chat;
 pub mod internvl;
 pub mod mllmseg;
 pub mod nn;
