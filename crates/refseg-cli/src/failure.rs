@@ -123,6 +123,13 @@ fn of_predictor(error: &PredictorError) -> Option<&'static str> {
         | PredictorError::Tokenizer(TokenizerError::MissingToken { .. }) => {
             Some("copy the tokenizer's files of this very model, which know [SEG] and [REJ]")
         }
+        PredictorError::Sam(error) => of_sam(error),
+        PredictorError::OnlySingle => {
+            Some("leave out --joint, or take --protocol single, which every method knows")
+        }
+        PredictorError::OtherMethod { .. } => Some(
+            "`refseg segment` and `refseg eval` take a pair; the other commands take one of its models",
+        ),
         PredictorError::Prompt(PromptError::TooLong { .. }) => {
             Some("ask for fewer phrases at once, or leave out --joint")
         }

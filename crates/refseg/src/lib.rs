@@ -12,13 +12,15 @@
 //! ```
 //!
 //! Modules, in the order in which a stranger should read them: [`predictor`]
-//! is the face; [`image`](mod@image), [`prompt`] and [`mask`] are what goes in
-//! and comes out; [`mllmseg`], [`internvl`] and [`nn`] are the network, from
-//! the whole to its layers; [`sam`] is another one, which points and boxes
-//! prompt, [`chat`] is for those that answer in words, and [`sam4mllm`] joins
-//! the two; [`weights`] and [`tokenizer`] read checkpoints.
+//! is the face, [`segmenter`] what all methods have in common;
+//! [`image`](mod@image), [`prompt`] and [`mask`] are what goes in and comes
+//! out; [`mllmseg`], [`internvl`] and [`nn`] are the network, from the whole to
+//! its layers; [`sam`] is another one, which points and boxes prompt, [`chat`]
+//! is for those that answer in words, and [`sam4mllm`] joins the two;
+//! [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
+pub mod segmenter;
 
 pub mod image;
 pub mod mask;
@@ -39,3 +41,4 @@ pub mod weights;
 pub use image::Image;
 pub use mask::Mask;
 pub use predictor::{Options, Predictor, Scene, Segmentation};
+pub use segmenter::{Segmentable, Segmenter, open};

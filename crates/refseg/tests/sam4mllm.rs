@@ -217,8 +217,10 @@ fn what_says_nothing_is_handed_back() {
     assert_eq!(answer.said, [[1, 2, 30, 40]]);
     assert_eq!(answer.unread, ["Here:", ", and [5,6,7 too."]);
     assert!(answer.no_object && !answer.is_clear());
+    assert_eq!(answer.remarks(), ["Here:", ", and [5,6,7 too.", NO_OBJECT]);
     // Silence is no answer.
     assert!(!read_boxes(" \n").is_clear());
+    assert_eq!(read_boxes(" \n").remarks(), [""]);
     assert!(read_boxes(" No object found.\n").is_clear());
     assert!(!read_boxes("[1,2,30,40] No object found.").is_clear());
 

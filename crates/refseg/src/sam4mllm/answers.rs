@@ -22,6 +22,18 @@ impl<T> Answer<T> {
     pub fn is_clear(&self) -> bool {
         self.unread.is_empty() && self.no_object == self.said.is_empty()
     }
+
+    /// What makes the answer unclear, empty if nothing does: what could not be read; that there is
+    /// no object, beside one; and silence, as an empty text.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = self.unread.clone();
+        match (self.no_object, self.said.is_empty()) {
+            (true, false) => remarks.push(NO_OBJECT.to_owned()),
+            (false, true) if remarks.is_empty() => remarks.push(String::new()),
+            _ => {}
+        }
+        remarks
+    }
 }
 
 /// Reads boxes XYXY in thousandths, such as `[281,251,863,999] [000,010,020,030]`.
