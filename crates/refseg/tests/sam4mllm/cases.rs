@@ -1,6 +1,6 @@
-//! SAM4MLLM's logic: the cases of `fixtures/sam4mllm`, and what holds for any text and box.
+//! The cases of `fixtures/sam4mllm`, and what holds for any text and box.
 
-use std::{collections::BTreeMap, error::Error, path::Path};
+use std::{error::Error, path::Path};
 
 use proptest::prelude::*;
 use refseg::{
@@ -25,25 +25,25 @@ struct Cases {
 }
 
 #[derive(Deserialize)]
-struct Case {
-    id: String,
-    group: String,
+pub(crate) struct Case {
+    pub(crate) id: String,
+    pub(crate) group: String,
     input: Value,
     expected: Value,
 }
 
 impl Case {
     /// A member of the input, as what it is.
-    fn get<T: DeserializeOwned>(&self, name: &str) -> T {
+    pub(crate) fn get<T: DeserializeOwned>(&self, name: &str) -> T {
         read(&self.input, name, &self.id)
     }
 
-    fn expected<T: DeserializeOwned>(&self, name: &str) -> T {
+    pub(crate) fn expected<T: DeserializeOwned>(&self, name: &str) -> T {
         read(&self.expected, name, &self.id)
     }
 
     /// Height and width.
-    fn size(&self) -> (usize, usize) {
+    pub(crate) fn size(&self) -> (usize, usize) {
         (self.get("height"), self.get("width"))
     }
 
@@ -63,16 +63,19 @@ impl Case {
     }
 }
 
+/// All of them.
+pub(crate) fn cases() -> Vec<Case> {
+    let path = Path::new("tests/fixtures/sam4mllm/pqpp-cases.json");
+    let bytes = std::fs::read(path).expect("a fixture");
+    let cases: Cases = serde_json::from_slice(&bytes).expect("cases");
+    cases.cases
+}
+
 #[test]
 fn every_case_agrees() -> Outcome {
-    let path = Path::new("tests/fixtures/sam4mllm/pqpp-cases.json");
-    let cases: Cases = serde_json::from_slice(&std::fs::read(path)?)?;
-    let mut groups = BTreeMap::new();
-    for case in &cases.cases {
-        check(case)?;
-        *groups.entry(case.group.as_str()).or_insert(0) += 1;
-    }
-    assert_eq!(groups.values().sum::<usize>(), 112);
+    let cases = cases();
+    cases.iter().try_for_each(check)?;
+    assert_eq!(cases.len(), 112);
     Ok(())
 }
 
@@ -183,12 +186,14 @@ fn check(case: &Case) -> Outcome {
             assert!(answer.is_clear(), "{id}");
             assert_eq!(answer.said, objects, "{id}");
         }
+        // The whole method is needed for these; see `model.rs`.
+        "no_object" | "end_to_end" => {}
         other => panic!("{id}: nothing checks the group {other}"),
     }
     Ok(())
 }
 
-fn check_prompt(prompt: &Prompt, expected: &Value, id: &str) {
+pub(crate) fn check_prompt(prompt: &Prompt, expected: &Value, id: &str) {
     assert_eq!(prompt.box_px, Some(read(expected, "box_px", id)), "{id}");
     let places: Option<Vec<[f64; 2]>> = read(expected, "points_px", id);
     let found: Vec<[f64; 2]> = prompt.points.iter().map(|point| point.at_px).collect();
@@ -353,7 +358,7 @@ fn parsed<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().expect("a name")
 }
 
-fn read<T: DeserializeOwned>(object: &Value, name: &str, id: &str) -> T {
+pub(crate) fn read<T: DeserializeOwned>(object: &Value, name: &str, id: &str) -> T {
     let value = object
         .get(name)
         .cloned()
@@ -380,7 +385,7 @@ fn confidences(pairs: Vec<[f32; 2]>) -> Vec<Confidence> {
 }
 
 /// `points` with their `labels`.
-fn labelled(object: &Value) -> Vec<([i32; 2], Label)> {
+pub(crate) fn labelled(object: &Value) -> Vec<([i32; 2], Label)> {
     let points: Vec<[i32; 2]> = read(object, "points", "points");
     points
         .into_iter()
@@ -402,7 +407,7 @@ fn objects(input: &Value) -> Vec<PromptedObject> {
 }
 
 /// A mask drawn with `0` and `1`.
-fn mask(rows: &Vec<String>) -> Mask {
+pub(crate) fn mask(rows: &Vec<String>) -> Mask {
     let bits = rows
         .iter()
         .flat_map(|row| row.chars().map(|c| c == '1'))

@@ -1,0 +1,7 @@
+//! SAM4MLLM: its logic, held to recorded cases, and the whole of it, with a language model that
+//! says what a test tells it to.
+
+mod cases;
+mod model;
+mod scripted;
+mod settings;
