@@ -14,7 +14,7 @@ use super::{
     texts::{AnswerCount, Method, NO, PromptedObject, YES, first_question, second_question},
 };
 use crate::{
-    chat::{self, ChatError, Conversation, Mllm, Question},
+    chat::{self, Conversation, Mllm, Question},
     image::Image,
     mask::Mask,
     predictor::{Options, PredictorError, Segmentation, check_phrase},

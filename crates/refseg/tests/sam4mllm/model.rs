@@ -134,6 +134,32 @@ fn the_recorded_way_is_gone_from_end_to_end() -> Outcome {
 }
 
 #[test]
+fn as_many_boxes_are_used_as_the_question_speaks_of() -> Outcome {
+    for case in cases()
+        .into_iter()
+        .filter(|case| case.group == "select_boxes")
+    {
+        let script = Script {
+            answers: vec![("cat", case.get("text"))],
+            confidences: vec![("[", vec![[0.02, 0.97]; 25])],
+            ..Script::default()
+        };
+        let settings = Settings {
+            count: Some(case.count()),
+            ..Settings::paper()
+        };
+        let reading = one(scene(&script, settings, &picture(64, 48)).read(&["cat"])?);
+        let boxes = reading
+            .objects
+            .iter()
+            .map(|object| object.prompted.box_norm);
+        let expected: Vec<[i32; 4]> = case.expected("boxes");
+        assert_eq!(boxes.collect::<Vec<_>>(), expected, "{}", case.id);
+    }
+    Ok(())
+}
+
+#[test]
 fn without_an_object_nothing_is_drawn() -> Outcome {
     for case in cases().into_iter().filter(|case| case.group == "no_object") {
         let script = Script {
