@@ -76,7 +76,8 @@ impl Default for Recipe {
 ///
 /// The template is the short one, so that a phrase costs a handful of tokens.
 pub fn builtin_config(vocabulary: usize) -> Config {
-    use refseg::internvl::{LanguageConfig, LanguageFamily, UnshuffleVersion, VisionConfig};
+    use refseg::internvl::{UnshuffleVersion, VisionConfig};
+    use refseg::language::{LanguageConfig, LanguageFamily};
     Config {
         image_size: 112,
         unshuffle: 2,

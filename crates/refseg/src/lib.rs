@@ -14,9 +14,10 @@
 //! Modules, in the order in which a stranger should read them: [`predictor`]
 //! is the face, [`segmenter`] what all methods have in common;
 //! [`image`](mod@image), [`prompt`] and [`mask`] are what goes in and comes
-//! out; [`mllmseg`], [`internvl`] and [`nn`] are the network, from the whole to
-//! its layers; [`sam`] is another one, which points and boxes prompt, [`chat`]
-//! is for those that answer in words, and [`sam4mllm`] joins the two;
+//! out; [`mllmseg`], [`internvl`], [`language`] and [`nn`] are the network, from
+//! the whole to its layers; [`sam`] is another one, which points and boxes
+//! prompt; [`chat`] is the face of those that answer in words, such as
+//! [`llava`], and [`sam4mllm`] joins the two;
 //! [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
@@ -28,6 +29,8 @@ pub mod prompt;
 
 pub mod chat;
 pub mod internvl;
+pub mod language;
+pub mod llava;
 pub mod mllmseg;
 pub mod nn;
 pub mod sam;

@@ -57,7 +57,7 @@ impl Template {
     }
 
     /// System text and what follows `<|im_end|>`; none without a conversation.
-    fn chat(self) -> Option<Chat> {
+    pub(crate) fn chat(self) -> Option<Chat> {
         match self {
             Self::InternVl2_5 => Some(Chat {
                 system: SYSTEM_INTERNVL2_5,
@@ -176,9 +176,9 @@ pub struct PromptBuilder {
 
 /// A chat template's fixed texts.
 #[derive(Debug, Clone, Copy)]
-struct Chat {
-    system: &'static str,
-    after_turn: &'static str,
+pub(crate) struct Chat {
+    pub(crate) system: &'static str,
+    pub(crate) after_turn: &'static str,
 }
 
 /// A chat template with the ids that begin and end its turns.

@@ -13,7 +13,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use refseg::{
     Image, Options, Predictor,
     image::DecodeOptions,
-    internvl::{Config, causal_mask},
+    internvl::Config,
+    language::causal_mask,
     mllmseg::Mllmseg,
     nn::StoredTensors,
     prompt::{Marker, PromptBuilder},

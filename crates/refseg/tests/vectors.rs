@@ -3,7 +3,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use refseg::{
-    internvl::{Config, LanguageConfig, LanguageFamily, causal_mask},
+    internvl::Config,
+    language::{LanguageConfig, LanguageFamily, causal_mask},
     mllmseg::Mllmseg,
     nn::TensorSource,
     random::SplitMix64,
@@ -68,7 +69,7 @@ fn config(family: LanguageFamily) -> Config {
         key_value_heads: 2,
         epsilon: match family {
             LanguageFamily::Qwen2 => 1e-6,
-            LanguageFamily::InternLm2 => 1e-5,
+            LanguageFamily::InternLm2 | LanguageFamily::Llama => 1e-5,
         },
         rope_theta: 1e6,
         max_positions: 32_768,

@@ -9,7 +9,8 @@ use std::{
 use anyhow::Result;
 use refseg::{
     builtin,
-    internvl::{Config, LanguageFamily, UnshuffleVersion},
+    internvl::{Config, UnshuffleVersion},
+    language::LanguageFamily,
     mllmseg::Mllmseg,
     nn::{Blueprint, Part},
     predictor::PredictorError,
@@ -178,6 +179,7 @@ impl Facts {
                 family: match language.family {
                     LanguageFamily::Qwen2 => "Qwen2",
                     LanguageFamily::InternLm2 => "InternLM2",
+                    LanguageFamily::Llama => "Llama",
                 },
                 layers: language.layers,
                 width: language.width,

@@ -30,12 +30,10 @@ pub enum ChatError {
     #[error(transparent)]
     Prompt(#[from] PromptError),
     /// The model was trained on something else than conversations.
-    #[error(
-        "`{model}` cannot be talked with: `template` in config.json is `{template}`, which has no questions"
-    )]
+    #[error("`{path}`: `template` is `{template}`, which has no questions and answers")]
     NotAChat {
-        /// The model.
-        model: String,
+        /// The model's `config.json`.
+        path: PathBuf,
         /// Its template.
         template: String,
     },

@@ -17,10 +17,15 @@
 //! keys and values, and read once.
 
 mod error;
+mod model;
+mod speaker;
+mod template;
 
 use std::fmt;
 
 pub use error::ChatError;
+pub use model::{ChatModel, open, open_adapted};
+pub use template::{SYSTEM_LLAMA_3, SYSTEM_VICUNA};
 
 use crate::image::Image;
 

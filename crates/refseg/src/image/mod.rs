@@ -27,6 +27,12 @@ pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// Standard deviation of each colour channel over ImageNet, for values in 0–1.
 pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
+/// Mean of each colour channel over CLIP's pictures, for values in 0–1.
+pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+
+/// Standard deviation of each colour channel over CLIP's pictures, for values in 0–1.
+pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
 /// A picture in RGB, 8 bits a channel, at least one pixel in size.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Image {
@@ -178,15 +184,53 @@ impl Image {
         }
     }
 
+    /// What a window of `width` × `height` shows whose upper left corner lies at
+    /// pixel (`left`, `top`); black where it reaches beyond the picture.
+    ///
+    /// # Panics
+    /// If `width` or `height` is zero, as [`Image::resize`].
+    pub fn window(&self, left: i64, top: i64, width: u32, height: u32) -> Self {
+        assert!(
+            width > 0 && height > 0,
+            "no window is {width}x{height}: both sides must be positive"
+        );
+        let overlap = |start: i64, side: u32, limit: u32| {
+            let end = (start + i64::from(side)).clamp(0, i64::from(limit));
+            start.clamp(0, i64::from(limit)) as usize..end as usize
+        };
+        let columns = overlap(left, width, self.width);
+        let mut pixels = vec![0; width as usize * height as usize * 3];
+        for y in overlap(top, height, self.height) {
+            let row =
+                &self.pixels[y * self.width as usize * 3..][columns.start * 3..columns.end * 3];
+            let (into_x, into_y) = (columns.start as i64 - left, y as i64 - top);
+            let start = (into_y as usize * width as usize + into_x as usize) * 3;
+            pixels[start..start + row.len()].copy_from_slice(row);
+        }
+        Self {
+            width,
+            height,
+            pixels,
+        }
+    }
+
     /// ImageNet-normalised values, `(p / 255 - mean) / std` for each channel in f32.
     ///
     /// # Shapes
     /// - returns `(3, height, width)`: one plane each for red, green and blue
     pub fn normalised(&self) -> Vec<f32> {
+        self.normalised_by(IMAGENET_MEAN, IMAGENET_STD)
+    }
+
+    /// As [`Image::normalised`], with another mean and deviation of each channel in 0–1.
+    ///
+    /// # Shapes
+    /// - returns `(3, height, width)`: one plane each for red, green and blue
+    pub fn normalised_by(&self, mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
         let (pixels, _) = self.pixels.as_chunks::<3>();
         let mut planes = Vec::with_capacity(self.pixels.len());
         for channel in 0..3 {
-            let (mean, std) = (IMAGENET_MEAN[channel], IMAGENET_STD[channel]);
+            let (mean, std) = (mean[channel], std[channel]);
             let levels: [f32; 256] =
                 std::array::from_fn(|level| (level as f32 / 255.0 - mean) / std);
             planes.extend(pixels.iter().map(|rgb| levels[usize::from(rgb[channel])]));

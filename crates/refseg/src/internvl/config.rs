@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::language::{LanguageConfig, LanguageFamily};
+
 /// Everything about sizes that a checkpoint's `config.json` says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -42,40 +44,6 @@ pub struct VisionConfig {
     pub epsilon: f64,
     /// Field `qkv_bias`.
     pub qkv_bias: bool,
-}
-
-/// The language model, field `llm_config`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LanguageConfig {
-    /// Field `architectures`.
-    pub family: LanguageFamily,
-    /// Field `vocab_size`.
-    pub vocabulary: usize,
-    /// Field `hidden_size`, D.
-    pub width: usize,
-    /// Field `intermediate_size`.
-    pub inner: usize,
-    /// Field `num_hidden_layers`.
-    pub layers: usize,
-    /// Field `num_attention_heads`.
-    pub heads: usize,
-    /// Field `num_key_value_heads`.
-    pub key_value_heads: usize,
-    /// Field `rms_norm_eps`.
-    pub epsilon: f64,
-    /// Field `rope_theta`.
-    pub rope_theta: f64,
-    /// Field `max_position_embeddings`: dynamic scaling would begin beyond it.
-    pub max_positions: usize,
-}
-
-/// Which language model a checkpoint holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LanguageFamily {
-    /// `Qwen2ForCausalLM`: separate projections with biases.
-    Qwen2,
-    /// `InternLM2ForCausalLM`: fused `wqkv`, no biases.
-    InternLm2,
 }
 
 /// Order of the image tokens after pixel unshuffle, field `ps_version`.
@@ -120,13 +88,6 @@ pub enum ConfigError {
         /// What should be.
         expected: String,
     },
-}
-
-impl LanguageConfig {
-    /// Width of one attention head.
-    pub fn head_dim(&self) -> usize {
-        self.width / self.heads
-    }
 }
 
 impl Config {
@@ -244,6 +205,7 @@ impl Config {
                 "architectures": [match language.family {
                     LanguageFamily::Qwen2 => "Qwen2ForCausalLM",
                     LanguageFamily::InternLm2 => "InternLM2ForCausalLM",
+                    LanguageFamily::Llama => "LlamaForCausalLM",
                 }],
                 "vocab_size": language.vocabulary,
                 "hidden_size": language.width,
@@ -261,15 +223,18 @@ impl Config {
 
     /// A published base size by its name, such as `internvl2_5-1b`; `None` if there is none.
     pub fn preset(name: &str) -> Option<Self> {
-        use LanguageFamily::{InternLm2, Qwen2};
+        // The base vocabulary and the two markers, and the norms' epsilon.
+        let qwen2 = (LanguageFamily::Qwen2, 151_676, 1e-6);
+        let internlm2 = (LanguageFamily::InternLm2, 92_555, 1e-5);
         // Columns: D, layers, heads, key-value heads, MLP inner; from the public model configs.
-        let (family, [width, layers, heads, key_value_heads, inner]) = match name {
-            "internvl2_5-1b" => (Qwen2, [896, 24, 14, 2, 4864]),
-            "internvl2_5-2b" => (InternLm2, [2048, 24, 16, 8, 8192]),
-            "internvl2_5-4b" => (Qwen2, [2048, 36, 16, 2, 11008]),
-            "internvl2_5-8b" | "internvl2-8b" => (InternLm2, [4096, 32, 32, 8, 14336]),
-            _ => return None,
-        };
+        let ((family, vocabulary, epsilon), [width, layers, heads, key_value_heads, inner]) =
+            match name {
+                "internvl2_5-1b" => (qwen2, [896, 24, 14, 2, 4864]),
+                "internvl2_5-2b" => (internlm2, [2048, 24, 16, 8, 8192]),
+                "internvl2_5-4b" => (qwen2, [2048, 36, 16, 2, 11008]),
+                "internvl2_5-8b" | "internvl2-8b" => (internlm2, [4096, 32, 32, 8, 14336]),
+                _ => return None,
+            };
         Some(Self {
             image_size: 448,
             unshuffle: 2,
@@ -288,20 +253,13 @@ impl Config {
             },
             language: LanguageConfig {
                 family,
-                // The base vocabulary and the two markers.
-                vocabulary: match family {
-                    Qwen2 => 151_676,
-                    InternLm2 => 92_555,
-                },
+                vocabulary,
                 width,
                 inner,
                 layers,
                 heads,
                 key_value_heads,
-                epsilon: match family {
-                    Qwen2 => 1e-6,
-                    InternLm2 => 1e-5,
-                },
+                epsilon,
                 rope_theta: 1e6,
                 max_positions: 32_768,
             },
@@ -440,7 +398,7 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(field, "a list of whole numbers"))
     }
 
-    fn size_or(&self, field: &str, default: usize) -> Result<usize, ConfigError> {
+    pub(crate) fn size_or(&self, field: &str, default: usize) -> Result<usize, ConfigError> {
         if self.value(field).is_none() {
             Ok(default)
         } else {
@@ -475,7 +433,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn flag_or(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
+    pub(crate) fn flag_or(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
         match self.value(field) {
             None => Ok(default),
             Some(value) => value
@@ -484,7 +442,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn text_or(&self, field: &str, default: &'a str) -> Result<&'a str, ConfigError> {
+    pub(crate) fn text_or(&self, field: &str, default: &'a str) -> Result<&'a str, ConfigError> {
         match self.value(field) {
             None => Ok(default),
             Some(value) => value.as_str().ok_or_else(|| self.wrong(field, "a string")),

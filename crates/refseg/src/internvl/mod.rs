@@ -1,14 +1,11 @@
-//! InternVL2 and InternVL2.5: InternViT, a projector, and a language model.
+//! InternVL2 and InternVL2.5: InternViT and a projector, which make a picture
+//! tokens of a [language model](crate::language).
 
 mod config;
-mod language;
 mod projector;
 mod vision;
 
 pub(crate) use config::Fields;
-pub use config::{
-    Config, ConfigError, LanguageConfig, LanguageFamily, UnshuffleVersion, VisionConfig,
-};
-pub use language::{KeyValues, LanguageModel, causal_mask};
+pub use config::{Config, ConfigError, UnshuffleVersion, VisionConfig};
 pub use projector::Projector;
 pub use vision::VisionModel;

@@ -6,7 +6,8 @@ use burn::tensor::Tensor;
 
 use super::MaskDecoder;
 use crate::{
-    internvl::{Config, LanguageModel, Projector, VisionModel},
+    internvl::{Config, Projector, VisionModel},
+    language::LanguageModel,
     nn::{TensorSource, Tensors},
     weights::WeightsError,
 };

@@ -70,6 +70,11 @@ pub fn gelu_tanh<const R: usize>(x: Tensor<R>) -> Tensor<R> {
     kernels::gelu_tanh(x)
 }
 
+/// `x · sigmoid(1.702·x)`, which CLIP was trained with in place of GELU.
+pub fn quick_gelu<const R: usize>(x: Tensor<R>) -> Tensor<R> {
+    x.clone() * activation::sigmoid(x.mul_scalar(1.702))
+}
+
 /// `x · sigmoid(x)`.
 pub fn silu<const R: usize>(x: Tensor<R>) -> Tensor<R> {
     activation::silu(x)

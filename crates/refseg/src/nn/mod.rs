@@ -17,7 +17,7 @@ mod tensors;
 pub use attention::{attention, softmax, split_heads};
 pub use blueprint::{Blueprint, Part};
 pub use conv::{Conv2d, ConvShape, patches};
-pub use linear::{Linear, gelu, gelu_tanh, silu};
+pub use linear::{Linear, gelu, gelu_tanh, quick_gelu, silu};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rope::Rope;
 pub use stored::StoredTensors;

@@ -81,14 +81,15 @@ impl Sam4Mllm {
     pub fn load(folder: &Path, options: &Options) -> Result<Self, PredictorError> {
         let pair = Pair::from_folder(folder)?;
         let mllm = match &pair.adapter {
-            None => chat::open(&pair.mllm, options)?,
-            Some(adapter) => chat::open_adapted(&pair.mllm, adapter, options)?,
-        };
+            None => chat::open(&pair.mllm, options),
+            Some(adapter) => chat::open_adapted(&pair.mllm, adapter, options),
+        }?;
         let sam = match &pair.sam_decoder {
             None => SamPredictor::load(&pair.sam, options)?,
             Some(decoder) => SamPredictor::load_tuned(&pair.sam, decoder, options)?,
         };
-        Self::new(folder.display().to_string(), mllm, sam, pair.settings)
+        let name = folder.display().to_string();
+        Self::new(name, Box::new(mllm), sam, pair.settings)
     }
 
     /// Pairs two models that are already there.

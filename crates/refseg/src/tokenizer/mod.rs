@@ -43,6 +43,7 @@ struct Inner {
     reserved: Reserved,
     vocabulary_size: usize,
     bos: Option<u32>,
+    prefix: Vec<u32>,
 }
 
 enum Model {
@@ -137,6 +138,15 @@ pub enum TokenizerError {
         path: PathBuf,
         /// Length of the text in bytes.
         len: usize,
+        /// What the tokenizer said.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// Ids could not be turned into text.
+    #[error("`{path}`: the tokenizer cannot decode its own tokens")]
+    Decode {
+        /// The file with the vocabulary.
+        path: PathBuf,
         /// What the tokenizer said.
         #[source]
         source: Box<dyn Error + Send + Sync>,
@@ -249,11 +259,30 @@ impl Tokenizer {
             }
         })?;
 
+        let bos = config.bos(&reserved, false);
+        let prefix = match prepended(&json["post_processor"]) {
+            None => bos.into_iter().collect(),
+            Some(tokens) => {
+                let id = |token: &String| {
+                    let id = reserved.by_token.get(token).copied();
+                    id.ok_or_else(|| TokenizerError::MissingToken {
+                        path: path.clone(),
+                        token: token.clone(),
+                    })
+                };
+                tokens.iter().map(id).collect::<Result<_, _>>()?
+            }
+        };
+
         // Without added tokens there is nothing that text could match, and
         // without these three steps there is nothing but the text's own ids.
         json["added_tokens"] = json!([]);
         for step in ["truncation", "padding", "post_processor"] {
             json[step] = Value::Null;
+        }
+        if json["decoder"].is_null() {
+            json["decoder"] =
+                json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true });
         }
         let build = |source| TokenizerError::Build {
             path: path.clone(),
@@ -261,13 +290,13 @@ impl Tokenizer {
         };
         let bytes = serde_json::to_vec(&json).map_err(|source| build(source.into()))?;
         let model = tokenizers::Tokenizer::from_bytes(bytes).map_err(build)?;
-        let bos = config.bos(&reserved, false);
         Ok(Self::new(
             path,
             Model::BytePairs(Box::new(model)),
             reserved,
             largest,
             bos,
+            prefix,
         ))
     }
 
@@ -290,6 +319,7 @@ impl Tokenizer {
                     reserved,
                     size,
                     bos,
+                    bos.into_iter().collect(),
                 ))
             }
             Err(source) => Err(TokenizerError::SentencePiece { path, source }),
@@ -302,6 +332,7 @@ impl Tokenizer {
         reserved: Reserved,
         base_size: usize,
         bos: Option<u32>,
+        prefix: Vec<u32>,
     ) -> Self {
         let added_size = reserved.ids.iter().max().map_or(0, |&id| id as usize + 1);
         Self {
@@ -311,6 +342,7 @@ impl Tokenizer {
                 reserved,
                 vocabulary_size: base_size.max(added_size),
                 bos,
+                prefix,
             }),
         }
     }
@@ -349,6 +381,39 @@ impl Tokenizer {
         }
     }
 
+    /// The text that ids spell. Added tokens, special tokens and control pieces
+    /// stand in it by their own text, bytes that are no UTF-8 as U+FFFD, and ids
+    /// beyond the vocabulary not at all.
+    ///
+    /// # Errors
+    /// When the tokenizer fails on the ids.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        let Inner {
+            source, reserved, ..
+        } = &*self.inner;
+        let is_reserved = |id: &u32| reserved.ids.contains(id);
+        let mut text = String::new();
+        for run in ids.chunk_by(|a, b| is_reserved(a) == is_reserved(b)) {
+            match &self.inner.model {
+                _ if is_reserved(&run[0]) => {
+                    let token = |id: &u32| reserved.by_token.iter().find(|(_, other)| *other == id);
+                    run.iter()
+                        .filter_map(token)
+                        .for_each(|(token, _)| text.push_str(token));
+                }
+                Model::SentencePiece(model) => text.push_str(&model.decode(run, text.is_empty())),
+                Model::BytePairs(model) => {
+                    let decoded = model.decode(run, false);
+                    text.push_str(&decoded.map_err(|error| TokenizerError::Decode {
+                        path: source.clone(),
+                        source: error,
+                    })?);
+                }
+            }
+        }
+        Ok(text)
+    }
+
     /// The id of an added token, special token or control piece.
     pub fn added_token(&self, token: &str) -> Option<u32> {
         self.inner.reserved.by_token.get(token).copied()
@@ -382,6 +447,13 @@ impl Tokenizer {
     /// Qwen2.
     pub fn bos(&self) -> Option<u32> {
         self.inner.bos
+    }
+
+    /// What the checkpoint's own tokenizer puts before every text: what the
+    /// post-processor of `tokenizer.json` says, else [`Tokenizer::bos`].
+    /// [`Tokenizer::encode`] does not.
+    pub fn prefix(&self) -> &[u32] {
+        &self.inner.prefix
     }
 }
 
@@ -512,6 +584,23 @@ struct TokenText {
 struct AddedToken {
     id: u32,
     content: String,
+}
+
+/// The tokens that the `post_processor` of a `tokenizer.json` puts before a
+/// text; `None` if it has no say in it.
+fn prepended(post_processor: &Value) -> Option<Vec<String>> {
+    match post_processor["type"].as_str()? {
+        "TemplateProcessing" => {
+            let pieces = post_processor["single"].as_array()?.iter();
+            let tokens = pieces.map_while(|piece| piece["SpecialToken"]["id"].as_str());
+            Some(tokens.map(str::to_owned).collect())
+        }
+        "Sequence" => {
+            let steps = post_processor["processors"].as_array()?;
+            steps.iter().find_map(prepended)
+        }
+        _ => None,
+    }
 }
 
 /// Takes reserved tokens out of the model of a `tokenizer.json`, together

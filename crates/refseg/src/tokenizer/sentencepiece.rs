@@ -5,7 +5,7 @@
 //! of pieces and differ on texts such as `aaa`.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use prost::Message;
 
@@ -147,6 +147,32 @@ impl SentencePiece {
             self.push_ids(&text[symbol.start..symbol.end], &taken_apart, &mut ids);
         }
         ids
+    }
+
+    /// The text that ids of ordinary pieces and bytes spell. The space that encoding puts before
+    /// a text is left out if the text begins here.
+    pub(super) fn decode(&self, ids: &[u32], is_start: bool) -> String {
+        let wanted: HashMap<u32, &str> = {
+            let ids: HashSet<u32> = ids.iter().copied().collect();
+            let pieces = self.pieces.iter();
+            pieces
+                .filter(|(_, piece)| ids.contains(&piece.id))
+                .map(|(text, piece)| (piece.id, &**text))
+                .collect()
+        };
+        let mut bytes = Vec::new();
+        for id in ids {
+            if let Some(text) = wanted.get(id) {
+                bytes.extend_from_slice(text.as_bytes());
+            } else if let Some(byte) = self.bytes.iter().position(|other| other == id) {
+                bytes.push(byte as u8);
+            }
+        }
+        let text = String::from_utf8_lossy(&bytes).replace(self.normaliser.space, " ");
+        match text.strip_prefix(' ') {
+            Some(rest) if is_start && self.normaliser.add_dummy_prefix => rest.to_owned(),
+            _ => text,
+        }
     }
 
     /// Merges neighbours, best score first, until no pair is a piece. Pieces

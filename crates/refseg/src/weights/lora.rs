@@ -16,11 +16,14 @@ use std::thread;
 
 use serde::Deserialize;
 
-use super::folder::{find_in_folder, read_json};
+use super::folder::{find_in_folder, read_json, resolve_in_folder};
 use super::{Stored, StoredTensor, Tensor, TensorInfo, WeightsError};
 
 /// Published models were trained with alpha = 2·r, and record only r.
 const DEFAULT_SCALE: f32 = 2.0;
+
+/// How peft calls its configuration.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// Columns merged at a time: a block of `A` (64 rows) then fits the cache.
 const BLOCK: usize = 1024;
@@ -127,9 +130,15 @@ struct ModelConfig {
 }
 
 impl LoraScale {
+    /// Reads `adapter_config.json` of an adapter's own folder, which must have one.
+    pub(super) fn of_adapter(folder: &Path) -> Result<Self, WeightsError> {
+        resolve_in_folder(folder, ADAPTER_CONFIG)?;
+        Self::from_folder(folder)
+    }
+
     /// Reads `adapter_config.json` and `config.json`, where they exist.
     pub(super) fn from_folder(folder: &Path) -> Result<Self, WeightsError> {
-        let adapter = match find_in_folder(folder, "adapter_config.json")? {
+        let adapter = match find_in_folder(folder, ADAPTER_CONFIG)? {
             None => None,
             Some(path) => {
                 let config: AdapterConfig = read_json(&path, "a peft adapter configuration")?;
@@ -206,6 +215,54 @@ pub(super) fn to_logical(
     path: &Path,
     scale: &LoraScale,
 ) -> Result<BTreeMap<String, Tensor>, WeightsError> {
+    by_logical_name(stored)?
+        .into_iter()
+        .map(|(key, parts)| {
+            let tensor = parts.join(&key, path, scale)?;
+            Ok((key, tensor))
+        })
+        .collect()
+}
+
+/// Lays the tensors of an adapter, `stored` in the file at `path`, over those
+/// of its base model: LoRA factors beside the weights that they adapt, and
+/// weights of its own in place of the base's.
+pub(super) fn adapt(
+    tensors: &mut BTreeMap<String, Tensor>,
+    stored: impl Iterator<Item = StoredTensor>,
+    path: &Path,
+    scale: &LoraScale,
+) -> Result<(), WeightsError> {
+    for (key, mut parts) in by_logical_name(stored)? {
+        let Some(base) = tensors.get(&key) else {
+            return Err(WeightsError::LoraIncomplete {
+                path: path.to_owned(),
+                key,
+                missing: "base_layer",
+            });
+        };
+        if let (Some(first), Some(second)) = (&base.lora, &parts.a) {
+            return Err(WeightsError::Duplicate {
+                path: path.to_owned(),
+                key,
+                first: first.a.name.clone(),
+                second: second.name.clone(),
+            });
+        }
+        parts.weight.get_or_insert_with(|| StoredTensor {
+            name: base.stored.name.clone(),
+            file: base.stored.file,
+            info: base.info.clone(),
+        });
+        let tensor = parts.join(&key, path, scale)?;
+        tensors.insert(key, tensor);
+    }
+    Ok(())
+}
+
+fn by_logical_name(
+    stored: impl Iterator<Item = StoredTensor>,
+) -> Result<BTreeMap<String, Parts>, WeightsError> {
     let mut parts = BTreeMap::<String, Parts>::new();
     for tensor in stored {
         let Some((key, role)) = logical_name(&tensor.name) else {
@@ -230,13 +287,7 @@ pub(super) fn to_logical(
         }
         *slot = Some(tensor);
     }
-    parts
-        .into_iter()
-        .map(|(key, parts)| {
-            let tensor = parts.join(&key, path, scale)?;
-            Ok((key, tensor))
-        })
-        .collect()
+    Ok(parts)
 }
 
 /// What a stored tensor is to its logical tensor.

@@ -186,6 +186,43 @@ impl Weights {
         self
     }
 
+    /// These weights with the LoRA of a peft adapter, which has a folder of its
+    /// own (`adapter_config.json` and `adapter_model.safetensors` or `.bin`):
+    /// reading a tensor that it adapts merges the two.
+    ///
+    /// # Errors
+    /// When the folder has no adapter, its files are damaged, it is not plain
+    /// LoRA, or it adapts a tensor that these weights do not have, or have in another shape.
+    pub fn adapted(mut self, folder: &Path) -> Result<Self, WeightsError> {
+        const NAMES: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+        let found = NAMES.iter().find_map(|name| {
+            let path = folder::find_in_folder(folder, name);
+            Some((path.transpose()?, name.ends_with("safetensors")))
+        });
+        let Some((path, is_safetensors)) = found else {
+            return Err(WeightsError::NoWeights {
+                folder: folder.to_owned(),
+                expected: &NAMES,
+            });
+        };
+        let path = path?;
+        let scale = LoraScale::of_adapter(folder)?;
+        let file = WeightsFile::open(path.clone(), is_safetensors)?;
+        let index = self.files.len();
+        let stored = file.tensors().map(|(name, dtype, shape)| StoredTensor {
+            name: name.to_owned(),
+            file: index,
+            info: TensorInfo {
+                dtype,
+                shape: shape.to_vec(),
+                file: path.clone(),
+            },
+        });
+        lora::adapt(&mut self.tensors, stored, &path, &scale)?;
+        self.files.push(file);
+        Ok(self)
+    }
+
     /// The weight file, or the index file of a sharded model.
     pub fn path(&self) -> &Path {
         &self.path

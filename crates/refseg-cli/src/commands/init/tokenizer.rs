@@ -9,7 +9,7 @@
 
 use anyhow::{Context, Result};
 use refseg::{
-    internvl::{LanguageConfig, LanguageFamily},
+    language::{LanguageConfig, LanguageFamily},
     prompt::{SYSTEM_INTERNLM2_CHAT, SYSTEM_INTERNVL2_5},
 };
 use refseg_data::scenes;
@@ -28,11 +28,9 @@ const ADDED: &[&str] = ADDED_TOKENS.split_at(3).1;
 /// The tokenizer's files: names and contents.
 pub(super) fn files(language: &LanguageConfig) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let special = special_tokens(language);
-    let first = match language.family {
-        LanguageFamily::Qwen2 => 0,
-        // `<unk>`, `<s>` and `</s>` come first.
-        LanguageFamily::InternLm2 => 3,
-    };
+    let is_internlm2 = language.family == LanguageFamily::InternLm2;
+    // `<unk>`, `<s>` and `</s>` come first.
+    let first = if is_internlm2 { 3 } else { 0 };
     let trained = train_tokenizer(corpus(), VOCABULARY)?;
     let mut tokenizer: Value = serde_json::from_slice(&trained.tokenizer_json)
         .context("cannot read the tokenizer just made")?;
@@ -50,15 +48,14 @@ pub(super) fn files(language: &LanguageConfig) -> Result<Vec<(&'static str, Vec<
         .map(|(token, id)| (id.to_string(), described(token, None)))
         .collect();
     tokenizer["added_tokens"] = added.into();
-    let begins = language.family == LanguageFamily::InternLm2;
     let config = json!({
         "added_tokens_decoder": decoder,
-        "add_bos_token": begins,
-        "bos_token": begins.then_some("<s>"),
+        "add_bos_token": is_internlm2,
+        "bos_token": is_internlm2.then_some("<s>"),
         "clean_up_tokenization_spaces": false,
         "eos_token": "<|im_end|>",
         "model_max_length": 8192,
-        "pad_token": if begins { "</s>" } else { "<|endoftext|>" },
+        "pad_token": if is_internlm2 { "</s>" } else { "<|endoftext|>" },
         "tokenizer_class": "PreTrainedTokenizerFast",
     });
     let file = |name: &'static str, value: Value| -> Result<(&'static str, Vec<u8>)> {
@@ -75,26 +72,23 @@ pub(super) fn files(language: &LanguageConfig) -> Result<Vec<(&'static str, Vec<
 /// The special tokens and their official ids, ascending.
 fn special_tokens(language: &LanguageConfig) -> Vec<(&'static str, u32)> {
     let end = language.vocabulary as u32;
-    let before: Vec<(&str, u32)> = match language.family {
-        LanguageFamily::Qwen2 => {
-            // Behind the 151,643 merges and bytes of Qwen2; Qwen2.5 has 19 more before InternVL's.
-            let first = end - ADDED.len() as u32 - 22;
-            vec![
-                ("<|endoftext|>", first),
-                ("<|im_start|>", first + 1),
-                ("<|im_end|>", first + 2),
-            ]
-        }
-        LanguageFamily::InternLm2 => {
-            let first = end - ADDED.len() as u32 - 2;
-            vec![
-                ("<unk>", 0),
-                ("<s>", 1),
-                ("</s>", 2),
-                ("<|im_end|>", first),
-                ("<|im_start|>", first + 1),
-            ]
-        }
+    let before: Vec<(&str, u32)> = if language.family == LanguageFamily::InternLm2 {
+        let first = end - ADDED.len() as u32 - 2;
+        vec![
+            ("<unk>", 0),
+            ("<s>", 1),
+            ("</s>", 2),
+            ("<|im_end|>", first),
+            ("<|im_start|>", first + 1),
+        ]
+    } else {
+        // Behind the 151,643 merges and bytes of Qwen2; Qwen2.5 has 19 more before InternVL's.
+        let first = end - ADDED.len() as u32 - 22;
+        vec![
+            ("<|endoftext|>", first),
+            ("<|im_start|>", first + 1),
+            ("<|im_end|>", first + 2),
+        ]
     };
     let added = ADDED.iter().copied().zip(end - ADDED.len() as u32..);
     before.into_iter().chain(added).collect()

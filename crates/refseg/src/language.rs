@@ -1,17 +1,90 @@
-//! The language model: Qwen2 or InternLM2.
+//! The language model: Qwen2, InternLM2, or Llama.
 //!
-//! Reference: `Qwen2ForCausalLM`, `InternLM2ForCausalLM`. The two compute the
-//! same thing and differ in names: InternLM2 fuses queries, keys and values
-//! into `wqkv` and has no biases. Differs: dynamic NTK scaling is left out, for
-//! it begins beyond `max_position_embeddings`, which no prompt reaches.
+//! Reference: `Qwen2ForCausalLM`, `InternLM2ForCausalLM`, `LlamaForCausalLM`
+//! (and `MistralForCausalLM`, without a sliding window). All compute the same
+//! thing and differ in names: InternLM2 fuses queries, keys and values into
+//! `wqkv`, and only Qwen2 has biases. Differs: dynamic NTK scaling is left out,
+//! for it begins beyond `max_position_embeddings`, which no prompt reaches.
+
+use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::{LanguageConfig, LanguageFamily};
 use crate::{
     nn::{Linear, RmsNorm, Rope, Tensors, attention, silu, split_heads},
     weights::WeightsError,
 };
+
+/// Sizes of a language model, as its part of `config.json` says them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LanguageConfig {
+    /// Field `architectures`.
+    pub family: LanguageFamily,
+    /// Field `vocab_size`.
+    pub vocabulary: usize,
+    /// Field `hidden_size`, D.
+    pub width: usize,
+    /// Field `intermediate_size`.
+    pub inner: usize,
+    /// Field `num_hidden_layers`.
+    pub layers: usize,
+    /// Field `num_attention_heads`.
+    pub heads: usize,
+    /// Field `num_key_value_heads`.
+    pub key_value_heads: usize,
+    /// Field `rms_norm_eps`.
+    pub epsilon: f64,
+    /// Field `rope_theta`.
+    pub rope_theta: f64,
+    /// Field `max_position_embeddings`: dynamic scaling would begin beyond it.
+    pub max_positions: usize,
+}
+
+/// Which language model a checkpoint holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LanguageFamily {
+    /// `Qwen2ForCausalLM`: separate projections with biases.
+    Qwen2,
+    /// `InternLM2ForCausalLM`: fused `wqkv`, no biases.
+    InternLm2,
+    /// `LlamaForCausalLM` and `MistralForCausalLM`: separate projections without biases.
+    Llama,
+}
+
+/// Where sizes stand in `config.json`, for messages.
+struct FieldNames {
+    vocabulary: &'static str,
+    width: &'static str,
+    inner: &'static str,
+    key_value_heads: &'static str,
+}
+
+impl LanguageFamily {
+    fn field_names(self) -> FieldNames {
+        match self {
+            Self::Qwen2 | Self::InternLm2 => FieldNames {
+                vocabulary: "llm_config.vocab_size",
+                width: "llm_config.hidden_size",
+                inner: "llm_config.intermediate_size",
+                key_value_heads: "llm_config.num_key_value_heads",
+            },
+            // At the root, or in `text_config`.
+            Self::Llama => FieldNames {
+                vocabulary: "vocab_size",
+                width: "hidden_size",
+                inner: "intermediate_size",
+                key_value_heads: "num_key_value_heads",
+            },
+        }
+    }
+}
+
+impl LanguageConfig {
+    /// Width of one attention head.
+    pub fn head_dim(&self) -> usize {
+        self.width / self.heads
+    }
+}
 
 /// A causal language model with its head.
 #[derive(Debug, Clone)]
@@ -28,8 +101,8 @@ pub struct LanguageModel {
     rope_theta: f64,
 }
 
-/// Keys and values of tokens already seen, layer by layer.
-#[derive(Debug, Clone)]
+/// Keys and values of tokens already seen, layer by layer; by default of none.
+#[derive(Debug, Clone, Default)]
 pub struct KeyValues {
     /// Keys (turned by RoPE) and values: each `(B, G, L, d)`.
     layers: Vec<(Tensor<4>, Tensor<4>)>,
@@ -66,7 +139,7 @@ impl KeyValues {
 }
 
 impl LanguageModel {
-    /// Reads the model; `tensors` is at `language_model`.
+    /// Reads the model; `tensors` is where `model` and its head are, such as `language_model`.
     ///
     /// # Errors
     /// If a tensor is missing or its shape is not what the config implies.
@@ -78,24 +151,22 @@ impl LanguageModel {
             ..
         } = *config;
         let (embedding, head) = match config.family {
-            LanguageFamily::Qwen2 => ("model.embed_tokens.weight", "lm_head"),
+            LanguageFamily::Qwen2 | LanguageFamily::Llama => {
+                ("model.embed_tokens.weight", "lm_head")
+            }
             LanguageFamily::InternLm2 => ("model.tok_embeddings.weight", "output"),
         };
+        let fields = config.family.field_names();
         Ok(Self {
-            embedding: tensors.get(embedding, [vocabulary, width], "llm_config.vocab_size")?,
+            embedding: tensors.get(embedding, [vocabulary, width], fields.vocabulary)?,
             layers: (0..config.layers)
                 .map(|i| Layer::load(&tensors.at("model.layers").at(i), config))
                 .collect::<Result<_, _>>()?,
-            norm: RmsNorm::load(
-                &tensors.at("model.norm"),
-                width,
-                epsilon,
-                "llm_config.hidden_size",
-            )?,
+            norm: RmsNorm::load(&tensors.at("model.norm"), width, epsilon, fields.width)?,
             head: Linear::load_without_bias(
                 &tensors.at(head),
                 [width, vocabulary],
-                "llm_config.vocab_size",
+                fields.vocabulary,
             )?,
             head_dim: config.head_dim(),
             rope_theta: config.rope_theta,
@@ -134,9 +205,30 @@ impl LanguageModel {
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
             let past = past.map(|past| &past.layers[i]);
-            let (y, key_values) = layer.forward(x, &rope, mask, past);
-            x = y;
-            seen.push(key_values);
+            let read = layer.forward(x, &rope, mask, past);
+            x = read.x;
+            seen.push(read.new);
+        }
+        (self.norm.forward(x), KeyValues { layers: seen })
+    }
+
+    /// As [`LanguageModel::forward`], but gives the keys and values of all
+    /// tokens, the `past` ones first: each is copied once, and the old ones are let go.
+    pub fn extend(
+        &self,
+        x: Tensor<3>,
+        positions: &[usize],
+        mask: &Tensor<4>,
+        past: KeyValues,
+    ) -> (Tensor<3>, KeyValues) {
+        let rope = Rope::new(positions, self.head_dim, self.rope_theta, &x.device());
+        let mut past = past.layers.into_iter();
+        let mut seen = Vec::with_capacity(self.layers.len());
+        let mut x = x;
+        for layer in &self.layers {
+            let read = layer.forward(x, &rope, mask, past.next().as_ref());
+            x = read.x;
+            seen.push(read.all);
         }
         (self.norm.forward(x), KeyValues { layers: seen })
     }
@@ -159,6 +251,29 @@ pub fn causal_mask(length: usize, device: &Device) -> Tensor<4> {
         TensorData::new(values.collect(), [1, 1, length, length]),
         device,
     )
+}
+
+/// A mask for independent sequences that continue the same `start` tokens and
+/// lie behind them in one row: token `i` belongs to sequence `owners[i]`, and
+/// sees the `start` tokens and those of its own sequence up to itself.
+///
+/// Returns `(1, 1, R, start + N)` for the `R` tokens of `rows` among `N` owners.
+pub(crate) fn packed_mask(
+    start: usize,
+    owners: &[usize],
+    rows: Range<usize>,
+    device: &Device,
+) -> Tensor<4> {
+    let (count, columns) = (rows.len(), start + owners.len());
+    let mut values = Vec::with_capacity(count * columns);
+    for row in rows {
+        values.resize(values.len() + start, 0.0);
+        let sees = |column: usize| column <= row && owners[column] == owners[row];
+        let columns =
+            (0..owners.len()).map(|column| if sees(column) { 0.0 } else { f32::NEG_INFINITY });
+        values.extend(columns);
+    }
+    Tensor::from_data(TensorData::new(values, [1, 1, count, columns]), device)
 }
 
 /// One pre-norm decoder layer.
@@ -197,25 +312,24 @@ impl Layer {
             ..
         } = *config;
         let narrow = key_value_heads * config.head_dim();
-        let heads_field = "llm_config.num_key_value_heads";
-        let inner_field = "llm_config.intermediate_size";
-        let width_field = "llm_config.hidden_size";
+        let FieldNames {
+            width: width_field,
+            inner: inner_field,
+            key_value_heads: heads_field,
+            ..
+        } = config.family.field_names();
         let norm = |name| RmsNorm::load(&tensors.at(name), width, epsilon, width_field);
         let plain = |name, size, field| Linear::load_without_bias(&tensors.at(name), size, field);
+        let projection = |name, size, field| match config.family {
+            LanguageFamily::Qwen2 => Linear::load(&tensors.at(name), size, field),
+            LanguageFamily::InternLm2 | LanguageFamily::Llama => plain(name, size, field),
+        };
         match config.family {
-            LanguageFamily::Qwen2 => Ok(Self {
+            LanguageFamily::Qwen2 | LanguageFamily::Llama => Ok(Self {
                 attention_norm: norm("input_layernorm")?,
-                query: Linear::load(&tensors.at("self_attn.q_proj"), [width, width], width_field)?,
-                key: Linear::load(
-                    &tensors.at("self_attn.k_proj"),
-                    [width, narrow],
-                    heads_field,
-                )?,
-                value: Linear::load(
-                    &tensors.at("self_attn.v_proj"),
-                    [width, narrow],
-                    heads_field,
-                )?,
+                query: projection("self_attn.q_proj", [width, width], width_field)?,
+                key: projection("self_attn.k_proj", [width, narrow], heads_field)?,
+                value: projection("self_attn.v_proj", [width, narrow], heads_field)?,
                 output: plain("self_attn.o_proj", [width, width], width_field)?,
                 mlp_norm: norm("post_attention_layernorm")?,
                 gate: plain("mlp.gate_proj", [width, inner], inner_field)?,
@@ -248,14 +362,14 @@ impl Layer {
         }
     }
 
-    /// `(B, L, D)` to `(B, L, D)`, and the keys and values of these tokens.
+    /// `(B, L, D)` to `(B, L, D)`, with keys and values.
     fn forward(
         &self,
         x: Tensor<3>,
         rope: &Rope,
         mask: &Tensor<4>,
         past: Option<&(Tensor<4>, Tensor<4>)>,
-    ) -> (Tensor<3>, (Tensor<4>, Tensor<4>)) {
+    ) -> LayerRead {
         let h = self.attention_norm.forward(x.clone());
         let query = rope.apply(split_heads(self.query.forward(h.clone()), self.heads));
         let key = rope.apply(split_heads(
@@ -272,12 +386,26 @@ impl Layer {
         };
         let x = x + self
             .output
-            .forward(attention(query, keys, values, Some(mask)));
+            .forward(attention(query, keys.clone(), values.clone(), Some(mask)));
 
         let h = self.mlp_norm.forward(x.clone());
         let inner = silu(self.gate.forward(h.clone())) * self.up.forward(h);
-        (x + self.down.forward(inner), (key, value))
+        LayerRead {
+            x: x + self.down.forward(inner),
+            new: (key, value),
+            all: (keys, values),
+        }
     }
+}
+
+/// What comes out of a layer.
+struct LayerRead {
+    /// `(B, L, D)`.
+    x: Tensor<3>,
+    /// Keys and values of the tokens that went in.
+    new: (Tensor<4>, Tensor<4>),
+    /// Those of earlier tokens and then these.
+    all: (Tensor<4>, Tensor<4>),
 }
 
 /// Takes InternLM2's fused projection apart.

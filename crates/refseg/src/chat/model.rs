@@ -1,0 +1,278 @@
+//! Models that can be talked with, from their folders.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use burn::tensor::{Device, Tensor};
+use serde_json::Value;
+
+use super::{
+    ChatError, Conversation, Mllm,
+    speaker::Speaker,
+    template::{ChatTemplate, Layout},
+};
+use crate::{
+    image::Image,
+    internvl::{self, ConfigError, Fields},
+    language::{LanguageConfig, LanguageModel},
+    llava::{self, Llava, PictureEncoder},
+    nn::{StoredTensors, TensorSource, Tensors},
+    predictor::{Options, Precision, Processor},
+    prompt::Template,
+    tokenizer::Tokenizer,
+    weights::Weights,
+};
+
+/// A model that can be talked with: LLaVA-NeXT, or InternVL.
+///
+/// InternVL sees one tile, the whole picture, as MLLMSeg's reference shows it;
+/// its own demonstration would cut a large picture into several.
+#[derive(Debug)]
+pub struct ChatModel {
+    speaker: Arc<Speaker>,
+    eyes: Eyes,
+    unused: Vec<String>,
+}
+
+/// Opens a model folder: LLaVA-NeXT in the original layout or in that of
+/// `transformers`, or InternVL, MLLMSeg's models included.
+///
+/// # Errors
+/// If there is no such folder, or a file of it is missing, damaged, does not
+/// fit the others or is of an unsupported kind.
+pub fn open(folder: impl AsRef<Path>, options: &Options) -> Result<ChatModel, ChatError> {
+    ChatModel::load(folder.as_ref(), None, options)
+}
+
+/// As [`open`], with the peft adapter of another folder merged into the weights
+/// while they are read.
+///
+/// # Errors
+/// As [`open`]; and if the adapter is missing, damaged, or another model's.
+pub fn open_adapted(
+    folder: impl AsRef<Path>,
+    adapter: impl AsRef<Path>,
+    options: &Options,
+) -> Result<ChatModel, ChatError> {
+    ChatModel::load(folder.as_ref(), Some(adapter.as_ref()), options)
+}
+
+impl Mllm for ChatModel {
+    fn name(&self) -> &str {
+        &self.speaker.name
+    }
+
+    fn look(&self, image: &Image) -> Result<Box<dyn Conversation>, ChatError> {
+        Ok(Box::new(self.speaker.look(self.eyes.tokens(image))?))
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<u32>, ChatError> {
+        Ok(self.speaker.template.tokenizer.encode(text)?)
+    }
+
+    fn unused_tensors(&self) -> &[String] {
+        &self.unused
+    }
+}
+
+impl ChatModel {
+    fn load(folder: &Path, adapter: Option<&Path>, options: &Options) -> Result<Self, ChatError> {
+        if !folder.is_dir() {
+            return Err(ChatError::NoModel {
+                path: folder.to_owned(),
+            });
+        }
+        let device = match (options.processor, options.precision) {
+            (Processor::Cpu, Precision::F32) => Device::flex(),
+        };
+        let config = ConfigFile::read(folder.join("config.json"))?;
+        let family = config.family()?;
+        let tokenizer = Tokenizer::from_folder(folder)?;
+        let mut weights = Weights::open(folder)?;
+        if let Some(adapter) = adapter {
+            weights = weights.adapted(adapter)?;
+        }
+        let source = StoredTensors::new(&weights, device);
+        let Parts {
+            eyes,
+            language,
+            sizes,
+            layout,
+        } = match family {
+            Family::Llava => config.llava(&source, &tokenizer)?,
+            Family::InternVl => config.internvl(&source)?,
+        };
+        let name = folder.display().to_string();
+        if tokenizer.vocabulary_size() > sizes.vocabulary {
+            return Err(ChatError::OtherTokenizer {
+                model: name,
+                tokens: tokenizer.vocabulary_size(),
+                vocabulary: sizes.vocabulary,
+            });
+        }
+        let template = ChatTemplate::new(tokenizer, layout);
+        let mut stops = config.stops(folder)?;
+        stops.push(template.end()?);
+        Ok(Self {
+            unused: eyes.without_foreign(source.unused()),
+            eyes,
+            speaker: Arc::new(Speaker {
+                name,
+                language,
+                template,
+                stops,
+                vocabulary: sizes.vocabulary,
+                limit: sizes.max_positions,
+            }),
+        })
+    }
+}
+
+/// What makes a picture tokens.
+#[derive(Debug)]
+enum Eyes {
+    Llava(PictureEncoder),
+    InternVl {
+        vision: internvl::VisionModel,
+        projector: internvl::Projector,
+        /// Of the picture, in pixels.
+        side: usize,
+    },
+}
+
+impl Eyes {
+    /// `(1, M, D)`.
+    fn tokens(&self, image: &Image) -> Tensor<3> {
+        match self {
+            Self::Llava(pictures) => pictures.forward(image),
+            Self::InternVl {
+                vision,
+                projector,
+                side,
+            } => {
+                let pixels = image.resize(*side as u32, *side as u32).normalised();
+                projector.forward(vision.forward(vision.pixels(pixels, 1, *side)))
+            }
+        }
+    }
+
+    /// Of the tensors that were not used, those that ought to have been: a
+    /// model that was made for masks has a mask decoder, which no answer needs.
+    fn without_foreign(&self, mut unused: Vec<String>) -> Vec<String> {
+        if matches!(self, Self::InternVl { .. }) {
+            unused.retain(|key| !key.starts_with("res_decoder."));
+        }
+        unused
+    }
+}
+
+/// A network, taken apart.
+struct Parts {
+    eyes: Eyes,
+    language: LanguageModel,
+    sizes: LanguageConfig,
+    layout: Layout,
+}
+
+/// Which networks there are.
+#[derive(Debug, Clone, Copy)]
+enum Family {
+    Llava,
+    InternVl,
+}
+
+/// A `config.json`.
+struct ConfigFile {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    root: Value,
+}
+
+impl ConfigFile {
+    fn read(path: PathBuf) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read {
+            path: path.clone(),
+            source,
+        };
+        let bytes = std::fs::read(&path).map_err(read)?;
+        let root = serde_json::from_slice(&bytes).map_err(|source| ConfigError::Json {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self { path, bytes, root })
+    }
+
+    fn family(&self) -> Result<Family, ConfigError> {
+        let root = Fields::root(&self.root, &self.path);
+        let names = root.value("architectures").and_then(|names| names.get(0));
+        match names.and_then(Value::as_str) {
+            Some(name) if name.starts_with("Llava") => Ok(Family::Llava),
+            _ if root.value("llm_config").is_some() => Ok(Family::InternVl),
+            _ => Err(root.wrong(
+                "architectures",
+                "a LLaVA-NeXT or InternVL model, such as [\"LlavaLlamaForCausalLM\"] or [\"InternVLChatModel\"]",
+            )),
+        }
+    }
+
+    fn llava(&self, source: &dyn TensorSource, tokenizer: &Tokenizer) -> Result<Parts, ChatError> {
+        let config = llava::Config::from_json(&self.bytes, &self.path)?;
+        let Llava { pictures, language } = Llava::load(source, &config)?;
+        let is_llama_3 = tokenizer.added_token("<|start_header_id|>").is_some();
+        Ok(Parts {
+            eyes: Eyes::Llava(pictures),
+            language,
+            layout: match (config.is_mistral, is_llama_3) {
+                (true, _) => Layout::Mistral,
+                (false, true) => Layout::Llama3,
+                (false, false) => Layout::Vicuna,
+            },
+            sizes: config.language,
+        })
+    }
+
+    fn internvl(&self, source: &dyn TensorSource) -> Result<Parts, ChatError> {
+        let config = internvl::Config::from_json(&self.bytes, &self.path)?;
+        let template: Template = config.template.parse()?;
+        let layout = Layout::of_internvl(template).ok_or_else(|| ChatError::NotAChat {
+            path: self.path.clone(),
+            template: config.template.clone(),
+        })?;
+        let tensors = Tensors::root(source);
+        let language = tensors.at("language_model");
+        Ok(Parts {
+            eyes: Eyes::InternVl {
+                vision: internvl::VisionModel::load(&tensors.at("vision_model"), &config.vision)?,
+                projector: internvl::Projector::load(&tensors, &config)?,
+                side: config.image_size,
+            },
+            language: LanguageModel::load(&language, &config.language)?,
+            layout,
+            sizes: config.language,
+        })
+    }
+
+    /// The ids that `generation_config.json`, or else this file, says end an answer.
+    fn stops(&self, folder: &Path) -> Result<Vec<u32>, ConfigError> {
+        let path = folder.join("generation_config.json");
+        if path.is_file() {
+            Self::read(path)?.own_stops()
+        } else {
+            self.own_stops()
+        }
+    }
+
+    fn own_stops(&self) -> Result<Vec<u32>, ConfigError> {
+        let field = "eos_token_id";
+        let root = Fields::root(&self.root, &self.path);
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = match root.value(field) {
+            None => Some(Vec::new()),
+            Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+            Some(value) => id(value).map(|id| vec![id]),
+        };
+        ids.ok_or_else(|| root.wrong(field, "a token id, or a list of them"))
+    }
+}

@@ -1,0 +1,227 @@
+//! How a conversation is written: who speaks, where the picture stands, what
+//! ends a turn.
+//!
+//! A conversation is read in three kinds of parts: the opening, up to the
+//! picture; a question, up to where its answer begins; and an answer with what
+//! ends it. Between two special tokens text is encoded in one piece, as the
+//! checkpoints' own code does it.
+
+use crate::{
+    prompt,
+    tokenizer::{Tokenizer, TokenizerError},
+};
+
+/// System text of LLaVA-NeXT on Llama 3.
+pub const SYSTEM_LLAMA_3: &str = concat!(
+    "You are a helpful language and vision assistant. ",
+    "You are able to understand the visual content that the user provides, ",
+    "and assist the user with a variety of tasks using natural language.",
+);
+
+/// System text of LLaVA-NeXT on Vicuna.
+pub const SYSTEM_VICUNA: &str = concat!(
+    "A chat between a curious human and an artificial intelligence assistant. ",
+    "The assistant gives helpful, detailed, and polite answers to the human's questions.",
+);
+
+/// A way to lay out conversations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Llama 3: roles in header tokens, `<|eot_id|>` ends each turn.
+    Llama3,
+    /// Vicuna: `USER:` and `ASSISTANT:`, `</s>` ends an answer.
+    Vicuna,
+    /// Mistral: questions in `[INST]`, `</s>` ends an answer.
+    Mistral,
+    /// ChatML: `<|im_start|>` and `<|im_end|>` around each turn, the picture in `<img>`.
+    ChatMl {
+        /// System text.
+        system: &'static str,
+        /// What follows `<|im_end|>`.
+        after_turn: &'static str,
+        /// What precedes `<img>`.
+        before_picture: &'static str,
+    },
+}
+
+impl Layout {
+    /// How InternVL is talked with; `None` if it was not made for it.
+    pub(crate) fn of_internvl(template: prompt::Template) -> Option<Self> {
+        let chat = template.chat()?;
+        Some(Self::ChatMl {
+            system: chat.system,
+            after_turn: chat.after_turn,
+            before_picture: "",
+        })
+    }
+
+    /// The special token that ends an answer.
+    fn end(self) -> &'static str {
+        match self {
+            Self::Llama3 => "<|eot_id|>",
+            Self::Vicuna | Self::Mistral => "</s>",
+            Self::ChatMl { .. } => "<|im_end|>",
+        }
+    }
+}
+
+/// Writes the parts of conversations as token ids.
+#[derive(Debug, Clone)]
+pub(crate) struct ChatTemplate {
+    pub(crate) tokenizer: Tokenizer,
+    layout: Layout,
+}
+
+/// A question's place in a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Right behind the picture.
+    First,
+    /// Behind an answer.
+    Later,
+}
+
+impl ChatTemplate {
+    pub(crate) fn new(tokenizer: Tokenizer, layout: Layout) -> Self {
+        Self { tokenizer, layout }
+    }
+
+    /// The token that ends an answer.
+    pub(crate) fn end(&self) -> Result<u32, TokenizerError> {
+        self.tokenizer.require(self.layout.end())
+    }
+
+    /// Everything in front of the picture.
+    pub(crate) fn opening(&self) -> Result<Vec<u32>, TokenizerError> {
+        let writer = Writer::new(&self.tokenizer).ids(self.tokenizer.prefix());
+        match self.layout {
+            // The rendered text begins with the token that the tokenizer puts
+            // before it anyway, so that it stands there twice.
+            Layout::Llama3 => writer
+                .token("<|begin_of_text|>")?
+                .llama_header("system")?
+                .text(SYSTEM_LLAMA_3)
+                .token("<|eot_id|>")?
+                .llama_header("user")?,
+            Layout::Vicuna => writer.text(SYSTEM_VICUNA).text(" USER: "),
+            Layout::Mistral => writer.text("[INST] "),
+            Layout::ChatMl {
+                system,
+                after_turn,
+                before_picture,
+            } => writer
+                .token("<|im_start|>")?
+                .text("system\n")
+                .text(system)
+                .token("<|im_end|>")?
+                .text(after_turn)
+                .token("<|im_start|>")?
+                .text("user\n")
+                .text(before_picture)
+                .token("<img>")?,
+        }
+        .finish()
+    }
+
+    /// From behind the picture, or behind the answer before, to where the answer begins.
+    pub(crate) fn question(&self, text: &str, place: Place) -> Result<Vec<u32>, TokenizerError> {
+        let writer = Writer::new(&self.tokenizer);
+        let is_first = place == Place::First;
+        match self.layout {
+            Layout::Llama3 => {
+                let begun = if is_first {
+                    // The picture and its line break are part of what is trimmed.
+                    writer.text("\n").text(text.trim_end())
+                } else {
+                    writer.llama_header("user")?.text(text.trim())
+                };
+                begun.token("<|eot_id|>")?.llama_header("assistant")?
+            }
+            Layout::Vicuna => {
+                let begun = writer.text(if is_first { "\n" } else { "USER: " });
+                begun.text(text).text(" ASSISTANT:")
+            }
+            Layout::Mistral => {
+                let begun = writer.text(if is_first { "\n" } else { "[INST] " });
+                begun.text(text).text(" [/INST]")
+            }
+            Layout::ChatMl { after_turn, .. } => {
+                let begun = if is_first {
+                    writer.token("</img>")?.text("\n")
+                } else {
+                    writer.token("<|im_start|>")?.text("user\n")
+                };
+                begun
+                    .text(text)
+                    .token("<|im_end|>")?
+                    .text(after_turn)
+                    .token("<|im_start|>")?
+                    .text("assistant\n")
+            }
+        }
+        .finish()
+    }
+
+    /// The words of an answer and what ends it.
+    pub(crate) fn answer(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let writer = Writer::new(&self.tokenizer).text(text.trim());
+        match self.layout {
+            Layout::Llama3 | Layout::Vicuna => writer.token(self.layout.end())?,
+            Layout::Mistral => writer.text(" ").token(self.layout.end())?,
+            Layout::ChatMl { after_turn, .. } => writer.token(self.layout.end())?.text(after_turn),
+        }
+        .finish()
+    }
+}
+
+/// Puts special tokens and text in a row; neighbouring texts are encoded in one piece.
+struct Writer<'a> {
+    tokenizer: &'a Tokenizer,
+    ids: Vec<u32>,
+    text: String,
+}
+
+impl<'a> Writer<'a> {
+    fn new(tokenizer: &'a Tokenizer) -> Self {
+        Self {
+            tokenizer,
+            ids: Vec::new(),
+            text: String::new(),
+        }
+    }
+
+    fn ids(mut self, ids: &[u32]) -> Self {
+        self.ids.extend_from_slice(ids);
+        self
+    }
+
+    fn text(mut self, text: &str) -> Self {
+        self.text.push_str(text);
+        self
+    }
+
+    fn token(mut self, token: &str) -> Result<Self, TokenizerError> {
+        self.encode_text()?;
+        self.ids.push(self.tokenizer.require(token)?);
+        Ok(self)
+    }
+
+    /// `role` between Llama 3's header tokens, and the blank line behind.
+    fn llama_header(self, role: &str) -> Result<Self, TokenizerError> {
+        let header = self.token("<|start_header_id|>")?.text(role);
+        Ok(header.token("<|end_header_id|>")?.text("\n\n"))
+    }
+
+    fn finish(mut self) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_text()?;
+        Ok(self.ids)
+    }
+
+    fn encode_text(&mut self) -> Result<(), TokenizerError> {
+        if !self.text.is_empty() {
+            self.ids.extend(self.tokenizer.encode(&self.text)?);
+            self.text.clear();
+        }
+        Ok(())
+    }
+}
