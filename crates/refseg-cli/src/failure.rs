@@ -4,8 +4,8 @@ use std::{error::Error, fmt, io, process::ExitCode};
 
 use owo_colors::{OwoColorize, Stream};
 use refseg::{
-    image::ImageError, internvl::ConfigError, predictor::PredictorError, prompt::PromptError,
-    sam::SamError, tokenizer::TokenizerError, weights::WeightsError,
+    chat::ChatError, image::ImageError, internvl::ConfigError, predictor::PredictorError,
+    prompt::PromptError, sam::SamError, tokenizer::TokenizerError, weights::WeightsError,
 };
 use refseg_data::scenes::DatasetError;
 use refseg_train::TrainError;
@@ -124,6 +124,9 @@ fn of_predictor(error: &PredictorError) -> Option<&'static str> {
             Some("copy the tokenizer's files of this very model, which know [SEG] and [REJ]")
         }
         PredictorError::Sam(error) => of_sam(error),
+        PredictorError::Chat(ChatError::NotOneToken { .. }) => {
+            Some("the method `ppg` of sam4mllm.json needs no such token")
+        }
         PredictorError::OnlySingle => {
             Some("leave out --joint, or take --protocol single, which every method knows")
         }

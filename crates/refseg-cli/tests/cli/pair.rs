@@ -110,11 +110,13 @@ fn what_a_pair_cannot_do_is_said() {
         1,
         &["`none.pt`", "no such file"],
     );
-    failed(
-        desk(json!({})).run(&["bench", "pair"]),
-        1,
-        &["pair of models", "hint: "],
-    );
+    for command in ["bench", "info"] {
+        let ran = desk(json!({})).run(&[command, "pair"]);
+        failed(ran, 1, &["pair of models", "hint: "]);
+    }
+    // The words that PQPP asks for are none of this tokenizer's.
+    let settings = json!({"method": "pqpp"});
+    failed(segment(settings, &[]), 1, &["\"No\" is 2 tokens", "`ppg`"]);
 }
 
 /// What Segment Anything draws in the box of the first mask is what it draws in that box.

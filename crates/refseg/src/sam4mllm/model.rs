@@ -56,8 +56,9 @@ pub struct Reading {
     pub phrase: String,
     /// The first answer.
     pub answer: String,
-    /// Probability of the first answer's first token, with which it is decided whether there is an object.
-    pub confidence: f32,
+    /// How likely the model was to name an object: the probability of the first answer's first token
+    /// if it named one, the rest to one if it said that there is none, and 0 if it said neither.
+    pub presence: f32,
     /// The objects in it.
     pub objects: Vec<ReadObject>,
     /// What makes the answer unclear: what could not be read of it, or what contradicts itself.
@@ -227,10 +228,7 @@ impl Sam4MllmScene {
         Ok(Segmentation {
             phrase: reading.phrase.clone(),
             found,
-            presence: match reading.objects.is_empty() {
-                true => 1.0 - reading.confidence,
-                false => reading.confidence,
-            },
+            presence: reading.presence,
             score: if found {
                 scores / masks.len() as f32
             } else {
@@ -252,32 +250,36 @@ impl Sam4MllmScene {
         question: &str,
         answer: chat::Answer,
     ) -> Result<Reading, PredictorError> {
-        let (objects, unread) = match self.model.words {
+        let (objects, no_object, unread) = match self.model.words {
             None => {
                 let read = read_objects(&answer.text);
-                let unread = read.remarks();
+                let (no_object, unread) = (read.no_object, read.remarks());
                 let usable = read.said.into_iter().filter(|o| is_box(o.box_norm));
                 let object = |prompted| ReadObject {
                     prompted,
                     probes: Vec::new(),
                 };
-                (self.count_off(usable).map(object).collect(), unread)
+                let objects = self.count_off(usable).map(object).collect();
+                (objects, no_object, unread)
             }
             Some(words) => {
                 let read = read_boxes(&answer.text);
-                let unread = read.remarks();
+                let (no_object, unread) = (read.no_object, read.remarks());
                 let usable = read.said.into_iter().filter(|&b| is_box(b));
                 let boxes: Vec<[i32; 4]> = self.count_off(usable).collect();
                 let objects = self.probe(phrase, question, &answer.text, &boxes, words)?;
-                (objects, unread)
+                (objects, no_object, unread)
             }
         };
+        let first = answer.log_probabilities.first();
+        let likely = first.map_or(0.0, |log| log.exp());
         Ok(Reading {
             phrase: phrase.to_owned(),
-            confidence: answer
-                .log_probabilities
-                .first()
-                .map_or(0.0, |log| log.exp()),
+            presence: match (objects.is_empty(), no_object) {
+                (false, _) => likely,
+                (true, true) => 1.0 - likely,
+                (true, false) => 0.0,
+            },
             answer: answer.text,
             objects,
             unread,

@@ -9,8 +9,8 @@ use refseg::{
     predictor::PredictorError,
     sam::{Label, Prompt, SamPredictor, SamScene},
     sam4mllm::{
-        AnswerCount, Method, ProbePattern, Reading, Sam4Mllm, Sam4MllmScene, Settings, Thresholds,
-        sam_prompt,
+        AnswerCount, Method, NO_OBJECT, ProbePattern, Reading, Sam4Mllm, Sam4MllmScene, Settings,
+        Thresholds, sam_prompt,
     },
 };
 
@@ -177,7 +177,9 @@ fn without_an_object_nothing_is_drawn() -> Outcome {
             case.id
         );
         assert_eq!((found.score, found.box_px), (0.0, None));
-        assert_eq!(found.presence, 1.0 - FIRST);
+        // A box without area is neither an object nor the answer that there is none.
+        let said = case.get::<String>("answer") == NO_OBJECT;
+        assert_eq!(found.presence, if said { 1.0 - FIRST } else { 0.0 });
         assert!(found.probabilities.iter().all(|&p| p == 0.0));
         // No box, so no second question.
         assert_eq!(script.calls.lock().expect("no panic").len(), 1);
@@ -203,8 +205,8 @@ fn what_cannot_be_read_is_reported_and_not_drawn() -> Outcome {
     );
     assert_eq!(answers[0].unread, ["I see a cat at [12, 30, 99, 140]."]);
     assert_eq!(answers[1].unread, [""]);
-    // Nothing was said, so nothing is known of how sure it was.
-    assert_eq!(answers[1].presence, 1.0);
+    // Neither was an object named, nor that there is none.
+    assert!(answers.iter().all(|answer| answer.presence == 0.0));
     Ok(())
 }
 
