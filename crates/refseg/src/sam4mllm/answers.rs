@@ -122,11 +122,8 @@ fn numbers<const N: usize>(text: &str, open: char, close: char) -> Option<([i32;
         if i > 0 {
             rest = rest.strip_prefix(',')?;
         }
-        // A fourth digit is enough to see that there are too many.
-        let digits = rest.bytes().take(4).take_while(u8::is_ascii_digit).count();
-        if !(1..=3).contains(&digits) {
-            return None;
-        }
+        // A fourth digit is neither a comma nor a bracket. Without any, there is nothing to parse.
+        let digits = rest.bytes().take(3).take_while(u8::is_ascii_digit).count();
         let (written, after) = rest.split_at(digits);
         *number = written.parse().ok()?;
         rest = after;

@@ -289,6 +289,13 @@ fn a_point_on_the_edge_counts_to_the_last_pixel() {
     );
 }
 
+/// The quotient comes first: a product would come out on the other side of the half.
+#[test]
+fn boxes_are_divided_before_they_are_multiplied() {
+    let found = quantise_box([4.16, 0.0, 33.6, 10.0], (10, 640));
+    assert_eq!(found, [7, 0, 53, 999]);
+}
+
 #[test]
 fn names_that_mean_nothing_are_refused() {
     let error = "grid7".parse::<ProbePattern>().unwrap_err().to_string();
