@@ -22,8 +22,9 @@
 //!
 //! Paper: SAM4MLLM (ECCV 2024). Reference: `to_chat_format.ipynb` and `data/*.ipynb` of its
 //! repository. Differs: points are drawn for each expression rather than once for all sentences
-//! about an object, and in each epoch again; an expression that is too long for a conversation of
-//! its own is left out and named, where the reference never gets past it.
+//! about an object, in each epoch again, and not from a hundred patterns made beforehand; an
+//! expression that is too long for a conversation of its own is left out and named, where the
+//! reference never gets past it.
 
 mod poisson;
 mod ppg;

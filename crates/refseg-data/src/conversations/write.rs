@@ -16,8 +16,8 @@ use super::{Described, Object, Recipe, Said, Spread, Turn, poisson_disk, shuffle
 pub struct Written {
     /// Each a list of turns.
     pub conversations: Vec<Vec<Turn>>,
-    /// Indices of expressions that are in none of them: too long even alone, without an object that
-    /// can be written down though they mean one, or beyond the most conversations.
+    /// Indices of expressions that are in none of them: too long even alone, beyond the most
+    /// conversations, or meaning objects of which none can be written down (with PPG, not all).
     pub left_out: Vec<usize>,
 }
 

@@ -230,6 +230,8 @@ fn what_says_nothing_is_handed_back() {
     assert_eq!(read_boxes(" \n").remarks(), [""]);
     assert!(read_boxes(" No object found.\n").is_clear());
     assert!(!read_boxes("[1,2,30,40] No object found.").is_clear());
+    assert!(!read_boxes("[1,2,30,40] or so").is_clear());
+    assert!(!read_boxes("[1,2,30,40][1000,2,30,40]").is_clear());
 
     let answer = read_labels("YesNo maybe Nope");
     assert_eq!(answer.said, labels(vec![1, 0, 0]));
