@@ -225,3 +225,128 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error, path::Path};
+
+    use super::*;
+
+    type Outcome = Result<(), Box<dyn Error>>;
+
+    /// Two rounds of the fixture `llava-next-tiny`: the ids of the reference, -200 for the picture.
+    #[test]
+    fn llama_3_is_written_as_the_reference_writes_it() -> Outcome {
+        let folder = fixture("llava/llava-next-tiny");
+        let template = ChatTemplate::new(Tokenizer::from_folder(&folder)?, Layout::Llama3);
+        let bytes = std::fs::read(folder.join("case.json"))?;
+        let description: serde_json::Value = serde_json::from_slice(&bytes)?;
+        let cases = description["cases"].as_array().ok_or("cases")?;
+        assert_eq!(cases.len(), 5);
+        for case in cases {
+            let text = |name: &str| case[name].as_str().ok_or("a text");
+            let first = between(text("round1_prompt")?, "<image>\n", "<|eot_id|>");
+            let header = "user<|end_header_id|>\n\n";
+            let second = between(text("round2_prompt")?, header, "<|eot_id|>");
+            let mut ids: Vec<i64> = template.opening()?.into_iter().map(i64::from).collect();
+            ids.push(-200);
+            ids.extend(widened(template.question(first, Place::First)?));
+            assert_eq!(serde_json::json!(ids), case["round1_ids"]);
+            // White space around an answer is not said.
+            let answer = format!("\n{} ", text("round1_answer")?);
+            ids.extend(widened(template.answer(&answer)?));
+            ids.extend(widened(template.question(second, Place::Later)?));
+            assert_eq!(serde_json::json!(ids), case["round2_ids"]);
+        }
+        Ok(())
+    }
+
+    /// What is asked of InternVL is what [`prompt`] writes, but for the question itself.
+    #[test]
+    fn internvl_is_talked_with_as_in_its_prompts() -> Outcome {
+        let folder = fixture("mllmseg-qwen2-res");
+        let tokenizer = Tokenizer::from_folder(&folder)?;
+        let layout = Layout::of_internvl(prompt::Template::InternVl2_5).ok_or("a chat")?;
+        assert_eq!(Layout::of_internvl(prompt::Template::Phrase), None);
+        let template = ChatTemplate::new(tokenizer.clone(), layout);
+        let builder = prompt::PromptBuilder::new(tokenizer, prompt::Template::InternVl2_5, 4)?;
+        let prefix = builder.prefix()?;
+        assert_eq!(template.opening()?, prefix.ids[..prefix.image_start]);
+        let question = " What are the dogin this image? Please output segmentation masks.";
+        let mut ids = template.question(question, Place::First)?;
+        let answer_start = ids.len();
+        ids.extend(template.answer("Sure,the dog:")?);
+        let suffix = builder.single("the dog")?;
+        assert_eq!(ids[0], prefix.ids[prefix.ids.len() - 1], "</img>");
+        assert_eq!(ids[1..answer_start], suffix.ids[..answer_start - 1]);
+        Ok(())
+    }
+
+    #[test]
+    fn rounds_of_other_layouts_follow_each_other() -> Outcome {
+        let tokenizer = Tokenizer::from_folder(&fixture("mllmseg-qwen2-res"))?;
+        let system = Layout::ChatMl {
+            system: "S",
+            after_turn: "\n",
+            before_picture: "P: ",
+        };
+        let template = ChatTemplate::new(tokenizer.clone(), system);
+        let parts = [
+            template.opening()?,
+            template.question("Q", Place::First)?,
+            template.answer(" A\n")?,
+            template.question("R", Place::Later)?,
+        ];
+        let expected = [
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nP: <img>",
+            "</img>\nQ<|im_end|>\n<|im_start|>assistant\n",
+            "A<|im_end|>\n",
+            "<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n",
+        ];
+        for (part, expected) in parts.iter().zip(expected) {
+            assert_eq!(tokenizer.decode(part)?, expected);
+        }
+        let mistral = ChatTemplate::new(tokenizer.clone(), Layout::Mistral);
+        assert_eq!(tokenizer.decode(&mistral.opening()?)?, "[INST] ");
+        assert_eq!(
+            tokenizer.decode(&mistral.question("Q", Place::First)?)?,
+            "\nQ [/INST]"
+        );
+        assert_eq!(
+            tokenizer.decode(&mistral.question("R", Place::Later)?)?,
+            "[INST] R [/INST]"
+        );
+        let vicuna = ChatTemplate::new(tokenizer.clone(), Layout::Vicuna);
+        assert_eq!(
+            tokenizer.decode(&vicuna.opening()?)?,
+            format!("{SYSTEM_VICUNA} USER: ")
+        );
+        assert_eq!(
+            tokenizer.decode(&vicuna.question("Q", Place::First)?)?,
+            "\nQ ASSISTANT:"
+        );
+        assert_eq!(
+            tokenizer.decode(&vicuna.question("R", Place::Later)?)?,
+            "USER: R ASSISTANT:"
+        );
+        // Qwen2 has no `</s>`, and says so.
+        assert!(vicuna.answer("A").is_err() && mistral.end().is_err());
+        Ok(())
+    }
+
+    fn fixture(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures")
+            .join(name)
+    }
+
+    fn between<'t>(text: &'t str, begin: &str, end: &str) -> &'t str {
+        let start = text.rfind(begin).map_or(0, |start| start + begin.len());
+        let text = &text[start..];
+        &text[..text.find(end).unwrap_or(text.len())]
+    }
+
+    fn widened(ids: Vec<u32>) -> impl Iterator<Item = i64> {
+        ids.into_iter().map(i64::from)
+    }
+}

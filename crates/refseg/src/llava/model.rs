@@ -87,13 +87,18 @@ impl PictureEncoder {
     /// returns `(1, M, D)`, M as [`Geometry::tokens`] says
     pub fn forward(&self, image: &Image) -> Tensor<3> {
         let geometry = self.geometry(image);
+        self.forward_views(&geometry, &geometry.views(image))
+    }
+
+    /// As [`PictureEncoder::forward`], of the views of [`Geometry::views`].
+    pub fn forward_views(&self, geometry: &Geometry, views: &[Image]) -> Tensor<3> {
         // One view at a time: more would only take more memory.
-        let views = geometry.views(image).into_iter().map(|view| {
+        let views = views.iter().map(|view| {
             let pixels = view.normalised_by(CLIP_MEAN, CLIP_STD);
             let pixels = self.tower.pixels(pixels, 1, self.tile_px);
             self.projector.forward(self.tower.forward(pixels)) // (1, P, D)
         });
-        self.pack(&geometry, views.collect())
+        self.pack(geometry, views.collect())
     }
 
     /// Joins the tokens of all views: see [`PictureEncoder::forward`].
