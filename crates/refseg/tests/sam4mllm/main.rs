@@ -2,6 +2,7 @@
 //! says what a test tells it to.
 
 mod cases;
+mod llava;
 mod model;
 mod scripted;
 mod settings;
