@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Segment(SegmentArgs),
     /// Find what points and boxes mean in a picture, with a Segment Anything model
     Sam(SamArgs),
+    /// Ask a multimodal language model about a picture
+    Ask(AskArgs),
     /// Show what a model folder holds, without reading its weights
     Info(InfoArgs),
     /// Make a model with random weights, for tests and benchmarks at real sizes
@@ -205,6 +207,45 @@ pub(crate) struct SamArgs {
     /// Do the work this many times, and report median times
     #[arg(long, env = "REFSEG_REPEAT", value_name = "N", default_value = "1")]
     pub(crate) repeat: NonZeroUsize,
+    /// Take the picture as it is stored, without its EXIF orientation
+    #[arg(long, env = "REFSEG_IGNORE_ORIENTATION", value_parser = FalseyValueParser::new())]
+    pub(crate) ignore_orientation: bool,
+    /// Refuse pictures of more pixels than this
+    #[arg(
+        long,
+        env = "REFSEG_MAX_PIXELS",
+        value_name = "N",
+        default_value = "100000000"
+    )]
+    pub(crate) max_pixels: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AskArgs {
+    /// Picture to look at: PNG, JPEG or WebP
+    pub(crate) image: PathBuf,
+    /// What to ask, such as "What stands behind the kettle?"
+    #[arg(value_parser = question)]
+    pub(crate) question: String,
+    /// Folder of a LLaVA-NeXT, Qwen-VL or InternVL model
+    #[arg(short, long, env = "REFSEG_MODEL")]
+    pub(crate) model: PathBuf,
+    /// Merge the LoRA adapter of this folder into the model
+    #[arg(long, env = "REFSEG_ADAPTER", value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    /// End the answer after this many tokens
+    #[arg(
+        long,
+        env = "REFSEG_MAX_TOKENS",
+        value_name = "N",
+        default_value = "256"
+    )]
+    pub(crate) max_tokens: NonZeroUsize,
+    /// Print one JSON document
+    #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
     /// Take the picture as it is stored, without its EXIF orientation
     #[arg(long, env = "REFSEG_IGNORE_ORIENTATION", value_parser = FalseyValueParser::new())]
     pub(crate) ignore_orientation: bool,
@@ -583,6 +624,13 @@ fn refiner(text: &str) -> Result<PathBuf, String> {
     let path = text.strip_prefix("sam:").filter(|path| !path.is_empty());
     path.map(PathBuf::from)
         .ok_or_else(|| "expected `sam:` and a checkpoint, such as sam:weights/mobile_sam.pt".into())
+}
+
+fn question(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() {
+        return Err("a question says what to answer, such as \"What is this?\"");
+    }
+    Ok(text.to_owned())
 }
 
 /// Exactly `N` finite numbers between commas.

@@ -95,6 +95,9 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         if let Some(error) = cause.downcast_ref::<SamError>() {
             return of_sam(error);
         }
+        if let Some(error) = cause.downcast_ref::<ChatError>() {
+            return of_chat(error);
+        }
         if let Some(error) = cause.downcast_ref::<TrainError>() {
             return of_training(error);
         }
@@ -147,6 +150,23 @@ fn of_sam(error: &SamError) -> Option<&'static str> {
         }
         SamError::Weights(error) => of_weights(error),
         SamError::MaskInput { .. } => Some("give a file that --low-res wrote with this model"),
+        _ => None,
+    }
+}
+
+fn of_chat(error: &ChatError) -> Option<&'static str> {
+    match error {
+        ChatError::NoModel { .. } => {
+            Some("give the folder of a LLaVA-NeXT, Qwen-VL or InternVL model, as published")
+        }
+        ChatError::NotAChat { .. } => {
+            Some("`refseg segment` asks this model for what a phrase means")
+        }
+        ChatError::Config(error) => of_config(error),
+        ChatError::Weights(error) => of_weights(error),
+        ChatError::Tokenizer(TokenizerError::NoFiles { .. }) | ChatError::OtherTokenizer { .. } => {
+            Some("copy the tokenizer's files from where the model came from")
+        }
         _ => None,
     }
 }

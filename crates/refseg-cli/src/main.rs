@@ -48,6 +48,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Segment(args) => commands::segment::run(args, &console),
         Command::Sam(args) => commands::sam::run(args, &console),
+        Command::Ask(args) => commands::ask::run(args, &console),
         Command::Info(args) => commands::info::run(args, &console),
         Command::Init(args) => commands::init::run(args, &console),
         Command::Convert(args) => commands::convert::run(args, &console),

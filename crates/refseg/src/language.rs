@@ -1,10 +1,12 @@
-//! The language model: Qwen2, InternLM2, or Llama.
+//! The language model: Qwen, Qwen2, InternLM2, or Llama.
 //!
-//! Reference: `Qwen2ForCausalLM`, `InternLM2ForCausalLM`, `LlamaForCausalLM`
-//! (and `MistralForCausalLM`, without a sliding window). All compute the same
-//! thing and differ in names: InternLM2 fuses queries, keys and values into
-//! `wqkv`, and only Qwen2 has biases. Differs: dynamic NTK scaling is left out,
-//! for it begins beyond `max_position_embeddings`, which no prompt reaches.
+//! Reference: `QWenLMHeadModel`, `Qwen2ForCausalLM`, `InternLM2ForCausalLM`,
+//! `LlamaForCausalLM` (and `MistralForCausalLM`, without a sliding window). All
+//! compute the same thing and differ in names: InternLM2 and Qwen fuse queries,
+//! keys and values, each in its own order, and only the Qwens have biases.
+//! Differs: dynamic NTK scaling, and Qwen's logarithmic scaling of queries, are
+//! left out, for they begin beyond [`LanguageConfig::max_positions`], which no
+//! prompt may reach.
 
 use std::ops::Range;
 
@@ -36,7 +38,7 @@ pub struct LanguageConfig {
     pub epsilon: f64,
     /// Field `rope_theta`.
     pub rope_theta: f64,
-    /// Field `max_position_embeddings`: dynamic scaling would begin beyond it.
+    /// Field `max_position_embeddings`, for Qwen `seq_length`: dynamic scaling would begin beyond it.
     pub max_positions: usize,
 }
 
@@ -49,6 +51,8 @@ pub enum LanguageFamily {
     InternLm2,
     /// `LlamaForCausalLM` and `MistralForCausalLM`: separate projections without biases.
     Llama,
+    /// `QWenLMHeadModel`, the first Qwen: fused `c_attn` with biases.
+    Qwen,
 }
 
 /// Where sizes stand in `config.json`, for messages.
@@ -69,7 +73,7 @@ impl LanguageFamily {
                 key_value_heads: "llm_config.num_key_value_heads",
             },
             // At the root, or in `text_config`.
-            Self::Llama => FieldNames {
+            Self::Llama | Self::Qwen => FieldNames {
                 vocabulary: "vocab_size",
                 width: "hidden_size",
                 inner: "intermediate_size",
@@ -89,11 +93,11 @@ impl LanguageConfig {
 /// A causal language model with its head.
 #[derive(Debug, Clone)]
 pub struct LanguageModel {
-    /// Key `model.embed_tokens` or `model.tok_embeddings`: `(V, D)`.
+    /// Key `model.embed_tokens`, `model.tok_embeddings` or `transformer.wte`: `(V, D)`.
     embedding: Tensor<2>,
-    /// Keys `model.layers.{i}`.
+    /// Keys `model.layers.{i}` or `transformer.h.{i}`.
     layers: Vec<Layer>,
-    /// Key `model.norm`.
+    /// Key `model.norm` or `transformer.ln_f`.
     norm: RmsNorm,
     /// Key `lm_head` or `output`: never tied to the embedding.
     head: Linear,
@@ -150,19 +154,33 @@ impl LanguageModel {
             epsilon,
             ..
         } = *config;
-        let (embedding, head) = match config.family {
-            LanguageFamily::Qwen2 | LanguageFamily::Llama => {
-                ("model.embed_tokens.weight", "lm_head")
-            }
-            LanguageFamily::InternLm2 => ("model.tok_embeddings.weight", "output"),
+        let [embedding, layers, norm, head] = match config.family {
+            LanguageFamily::Qwen2 | LanguageFamily::Llama => [
+                "model.embed_tokens.weight",
+                "model.layers",
+                "model.norm",
+                "lm_head",
+            ],
+            LanguageFamily::InternLm2 => [
+                "model.tok_embeddings.weight",
+                "model.layers",
+                "model.norm",
+                "output",
+            ],
+            LanguageFamily::Qwen => [
+                "transformer.wte.weight",
+                "transformer.h",
+                "transformer.ln_f",
+                "lm_head",
+            ],
         };
         let fields = config.family.field_names();
         Ok(Self {
             embedding: tensors.get(embedding, [vocabulary, width], fields.vocabulary)?,
             layers: (0..config.layers)
-                .map(|i| Layer::load(&tensors.at("model.layers").at(i), config))
+                .map(|i| Layer::load(&tensors.at(layers).at(i), config))
                 .collect::<Result<_, _>>()?,
-            norm: RmsNorm::load(&tensors.at("model.norm"), width, epsilon, fields.width)?,
+            norm: RmsNorm::load(&tensors.at(norm), width, epsilon, fields.width)?,
             head: Linear::load_without_bias(
                 &tensors.at(head),
                 [width, vocabulary],
@@ -279,23 +297,23 @@ pub(crate) fn packed_mask(
 /// One pre-norm decoder layer.
 #[derive(Debug, Clone)]
 struct Layer {
-    /// Key `input_layernorm` or `attention_norm`.
+    /// Key `input_layernorm`, `attention_norm` or `ln_1`.
     attention_norm: RmsNorm,
-    /// Key `self_attn.q_proj`, or the query rows of `attention.wqkv`.
+    /// Key `self_attn.q_proj`, or the query rows of `attention.wqkv` or `attn.c_attn`.
     query: Linear,
-    /// Key `self_attn.k_proj`, or the key rows of `attention.wqkv`.
+    /// Key `self_attn.k_proj`, or the key rows of `attention.wqkv` or `attn.c_attn`.
     key: Linear,
-    /// Key `self_attn.v_proj`, or the value rows of `attention.wqkv`.
+    /// Key `self_attn.v_proj`, or the value rows of `attention.wqkv` or `attn.c_attn`.
     value: Linear,
-    /// Key `self_attn.o_proj` or `attention.wo`.
+    /// Key `self_attn.o_proj`, `attention.wo` or `attn.c_proj`.
     output: Linear,
-    /// Key `post_attention_layernorm` or `ffn_norm`.
+    /// Key `post_attention_layernorm`, `ffn_norm` or `ln_2`.
     mlp_norm: RmsNorm,
-    /// Key `mlp.gate_proj` or `feed_forward.w1`.
+    /// Key `mlp.gate_proj`, `feed_forward.w1` or `mlp.w2`.
     gate: Linear,
-    /// Key `mlp.up_proj` or `feed_forward.w3`.
+    /// Key `mlp.up_proj`, `feed_forward.w3` or `mlp.w1`.
     up: Linear,
-    /// Key `mlp.down_proj` or `feed_forward.w2`.
+    /// Key `mlp.down_proj`, `feed_forward.w2` or `mlp.c_proj`.
     down: Linear,
     heads: usize,
     key_value_heads: usize,
@@ -322,7 +340,9 @@ impl Layer {
         let plain = |name, size, field| Linear::load_without_bias(&tensors.at(name), size, field);
         let projection = |name, size, field| match config.family {
             LanguageFamily::Qwen2 => Linear::load(&tensors.at(name), size, field),
-            LanguageFamily::InternLm2 | LanguageFamily::Llama => plain(name, size, field),
+            LanguageFamily::InternLm2 | LanguageFamily::Llama | LanguageFamily::Qwen => {
+                plain(name, size, field)
+            }
         };
         match config.family {
             LanguageFamily::Qwen2 | LanguageFamily::Llama => Ok(Self {
@@ -355,6 +375,28 @@ impl Layer {
                     gate: plain("feed_forward.w1", [width, inner], inner_field)?,
                     up: plain("feed_forward.w3", [width, inner], inner_field)?,
                     down: plain("feed_forward.w2", [inner, width], inner_field)?,
+                    heads,
+                    key_value_heads,
+                })
+            }
+            LanguageFamily::Qwen => {
+                let fused = tensors.at("attn.c_attn");
+                let weight = fused.get("weight", [3 * width, width], width_field)?;
+                let bias = fused.get("bias", [3 * width], width_field)?;
+                let rows = |i: usize| {
+                    let bias = bias.clone().narrow(0, i * width, width);
+                    Linear::new(weight.clone().narrow(0, i * width, width), Some(bias))
+                };
+                Ok(Self {
+                    attention_norm: norm("ln_1")?,
+                    query: rows(0),
+                    key: rows(1),
+                    value: rows(2),
+                    output: plain("attn.c_proj", [width, width], width_field)?,
+                    mlp_norm: norm("ln_2")?,
+                    gate: plain("mlp.w2", [width, inner], inner_field)?,
+                    up: plain("mlp.w1", [width, inner], inner_field)?,
+                    down: plain("mlp.c_proj", [inner, width], inner_field)?,
                     heads,
                     key_value_heads,
                 })
@@ -430,4 +472,134 @@ fn split_wqkv(fused: Tensor<2>, config: &LanguageConfig) -> [Linear; 3] {
         rows(per_group, 1),
         rows(per_group + 1, 1),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{nn::TensorSource, random::SplitMix64};
+
+    /// Values that depend on the key alone; those of Qwen's fused layers are the
+    /// ones of Qwen2's separate layers, one after the other.
+    struct Drawn;
+
+    impl TensorSource for Drawn {
+        fn tensor(
+            &self,
+            key: &str,
+            shape: &[usize],
+            _: &'static str,
+        ) -> Result<Tensor<1>, WeightsError> {
+            let names = [
+                ("transformer.wte", "model.embed_tokens"),
+                ("transformer.h", "model.layers"),
+                ("transformer.ln_f", "model.norm"),
+                ("ln_1", "input_layernorm"),
+                ("ln_2", "post_attention_layernorm"),
+                ("attn.c_proj", "self_attn.o_proj"),
+                ("mlp.w1", "mlp.up_proj"),
+                ("mlp.w2", "mlp.gate_proj"),
+                ("mlp.c_proj", "mlp.down_proj"),
+            ];
+            let key = names
+                .iter()
+                .fold(key.to_owned(), |key, (old, new)| key.replace(old, new));
+            let parts = if key.contains("c_attn") {
+                ["q", "k", "v"]
+                    .map(|part| key.replace("attn.c_attn", &format!("self_attn.{part}_proj")))
+                    .to_vec()
+            } else {
+                vec![key]
+            };
+            let each = shape.iter().product::<usize>() / parts.len();
+            let values = parts.iter().flat_map(|key| {
+                let mut random = SplitMix64::named(key, 0);
+                (0..each).map(move |_| random.uniform() as f32 - 0.5)
+            });
+            Ok(Tensor::from_floats(
+                &values.collect::<Vec<f32>>()[..],
+                &Device::flex(),
+            ))
+        }
+
+        fn device(&self) -> Device {
+            Device::flex()
+        }
+    }
+
+    fn model(family: LanguageFamily) -> Result<LanguageModel, WeightsError> {
+        let config = LanguageConfig {
+            family,
+            vocabulary: 11,
+            width: 16,
+            inner: 24,
+            layers: 2,
+            heads: 2,
+            key_value_heads: 2,
+            epsilon: 1e-6,
+            rope_theta: 1e4,
+            max_positions: 64,
+        };
+        LanguageModel::load(&Tensors::root(&Drawn), &config)
+    }
+
+    fn values<const R: usize>(tensor: Tensor<R>) -> Vec<f32> {
+        tensor.into_data().try_into_vec().expect("f32")
+    }
+
+    fn assert_close(found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(expected) {
+            assert!((a - b).abs() < 1e-5, "{a}, expected {b}");
+        }
+    }
+
+    fn read(model: &LanguageModel, ids: &[u32]) -> Tensor<3> {
+        let positions: Vec<usize> = (0..ids.len()).collect();
+        let mask = causal_mask(ids.len(), &Device::flex());
+        model.forward(model.embed(ids), &positions, &mask, None).0
+    }
+
+    #[test]
+    fn qwen_is_qwen2_under_other_names() -> Result<(), WeightsError> {
+        let [one, two] = [LanguageFamily::Qwen, LanguageFamily::Qwen2].map(model);
+        let logits = |model: LanguageModel| {
+            let states = read(&model, &[3, 1, 4, 1, 5]);
+            values(model.logits(states.squeeze_dim(0)))
+        };
+        assert_close(&logits(one?), &logits(two?));
+        Ok(())
+    }
+
+    /// Two continuations of the same beginning, packed and in two passes.
+    #[test]
+    fn continuations_do_not_see_each_other() -> Result<(), WeightsError> {
+        let model = model(LanguageFamily::Llama)?;
+        let device = Device::flex();
+        let mask = packed_mask(0, &[0; 3], 0..3, &device);
+        let (_, seen) = model.extend(
+            model.embed(&[3, 1, 4]),
+            &[0, 1, 2],
+            &mask,
+            KeyValues::default(),
+        );
+        assert_eq!(seen.length(), 3);
+        // Tokens of the first and the second continuation, interleaved.
+        let owners = [0, 0, 1, 1, 0];
+        let mask = packed_mask(3, &owners[..3], 0..3, &device);
+        let (_, seen) = model.extend(model.embed(&[1, 5, 9]), &[3, 4, 3], &mask, seen);
+        let mask = packed_mask(3, &owners, 3..5, &device);
+        let (states, seen) = model.extend(model.embed(&[2, 6]), &[4, 5], &mask, seen);
+        assert_eq!(seen.length(), 8);
+        let last = |ids: &[u32]| {
+            let states = read(&model, ids);
+            values(states.narrow(1, ids.len() - 1, 1))
+        };
+        assert_close(
+            &values(states.clone().narrow(1, 0, 1)),
+            &last(&[3, 1, 4, 9, 2]),
+        );
+        assert_close(&values(states.narrow(1, 1, 1)), &last(&[3, 1, 4, 1, 5, 6]));
+        Ok(())
+    }
 }

@@ -16,8 +16,8 @@
 //! [`image`](mod@image), [`prompt`] and [`mask`] are what goes in and comes
 //! out; [`mllmseg`], [`internvl`], [`language`] and [`nn`] are the network, from
 //! the whole to its layers; [`sam`] is another one, which points and boxes
-//! prompt; [`chat`] is the face of those that answer in words, such as
-//! [`llava`], and [`sam4mllm`] joins the two;
+//! prompt; [`chat`] is the face of those that answer in words, [`llava`] and
+//! [`qwen_vl`] among them, and [`sam4mllm`] joins the two;
 //! [`weights`] and [`tokenizer`] read checkpoints.
 
 pub mod predictor;
@@ -33,6 +33,7 @@ pub mod language;
 pub mod llava;
 pub mod mllmseg;
 pub mod nn;
+pub mod qwen_vl;
 pub mod sam;
 pub mod sam4mllm;
 

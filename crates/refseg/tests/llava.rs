@@ -853,7 +853,7 @@ fn models_that_do_not_fit_are_refused() -> Outcome {
         (
             "architectures",
             serde_json::json!(["BertModel"]),
-            "field `architectures` is [\"BertModel\"], expected a LLaVA-NeXT",
+            "field `architectures` is [\"BertModel\"], expected a model that refseg can talk with",
         ),
         (
             "architectures",

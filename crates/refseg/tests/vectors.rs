@@ -68,7 +68,7 @@ fn config(family: LanguageFamily) -> Config {
         heads: 4,
         key_value_heads: 2,
         epsilon: match family {
-            LanguageFamily::Qwen2 => 1e-6,
+            LanguageFamily::Qwen2 | LanguageFamily::Qwen => 1e-6,
             LanguageFamily::InternLm2 | LanguageFamily::Llama => 1e-5,
         },
         rope_theta: 1e6,

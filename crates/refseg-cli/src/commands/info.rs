@@ -187,6 +187,7 @@ impl Facts {
                     LanguageFamily::Qwen2 => "Qwen2",
                     LanguageFamily::InternLm2 => "InternLM2",
                     LanguageFamily::Llama => "Llama",
+                    LanguageFamily::Qwen => "Qwen",
                 },
                 layers: language.layers,
                 width: language.width,

@@ -1,5 +1,6 @@
 //! One module for each command.
 
+pub(crate) mod ask;
 pub(crate) mod bench;
 pub(crate) mod convert;
 pub(crate) mod data;

@@ -172,7 +172,20 @@ fn failures_are_sentences_and_leave_nothing() {
         ),
         (1, vec!["sam", "image.png", "-m", model, "--point", "1,2"]),
     ];
-    let sam_cases = sam_cases.iter().map(|(code, args)| (*code, &args[..]));
+    let llava = fixture("llava/llava-next-tiny").display().to_string();
+    let ask_cases = [
+        (2, vec!["ask", "image.png", "What is this?"]),
+        (2, ask(&llava, " ", &[])),
+        (2, ask(&llava, "What is this?", &["--max-tokens", "0"])),
+        (1, ask("no-such-model", "What is this?", &[])),
+        (1, ask("taken", "What is this?", &[])),
+        (1, ask("no-weights", "What is this?", &[])),
+        (1, ask(&llava, "What is this?", &["--adapter", "taken"])),
+    ];
+    let sam_cases = sam_cases
+        .iter()
+        .chain(&ask_cases)
+        .map(|(code, args)| (*code, &args[..]));
     let mut transcript = String::new();
     for (code, args) in cases.iter().copied().chain(sam_cases) {
         let ran = desk.run(args);
@@ -211,4 +224,8 @@ fn a_reader_that_has_read_enough_is_no_failure() {
         (output.status.code(), output.stderr.as_slice()),
         (Some(0), &b""[..])
     );
+}
+
+fn ask<'a>(model: &'a str, question: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
+    [&["ask", "image.png", question, "-m", model], rest].concat()
 }

@@ -6,7 +6,7 @@ use crate::desk::{Desk, check_snapshot};
 fn help_screens() {
     let desk = Desk::new();
     let commands = [
-        "", "segment", "sam", "info", "init", "convert", "bench", "eval", "score", "scenes",
+        "", "segment", "sam", "ask", "info", "init", "convert", "bench", "eval", "score", "scenes",
         "train",
     ];
     for command in commands {

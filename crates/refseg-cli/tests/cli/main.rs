@@ -5,6 +5,7 @@
 
 mod desk;
 
+mod ask;
 mod evaluation;
 mod failures;
 mod help;

@@ -27,7 +27,7 @@ use std::fmt;
 
 pub use error::ChatError;
 pub use model::{ChatModel, open, open_adapted};
-pub use template::{SYSTEM_LLAMA_3, SYSTEM_VICUNA};
+pub use template::{SYSTEM_LLAMA_3, SYSTEM_QWEN, SYSTEM_VICUNA};
 
 use crate::image::Image;
 

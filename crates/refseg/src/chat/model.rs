@@ -11,21 +11,22 @@ use serde_json::Value;
 use super::{
     ChatError, Conversation, Mllm,
     speaker::Speaker,
-    template::{ChatTemplate, Layout},
+    template::{ChatTemplate, Layout, SYSTEM_QWEN},
 };
 use crate::{
     image::Image,
     internvl::{self, ConfigError, Fields},
     language::{LanguageConfig, LanguageModel},
-    llava::{self, Llava, PictureEncoder},
+    llava::{self, Llava},
     nn::{StoredTensors, TensorSource, Tensors},
     predictor::{Options, Precision, Processor},
     prompt::Template,
+    qwen_vl::{self, QwenVl},
     tokenizer::Tokenizer,
     weights::Weights,
 };
 
-/// A model that can be talked with: LLaVA-NeXT, or InternVL.
+/// A model that can be talked with: LLaVA-NeXT, Qwen-VL-Chat, or InternVL.
 ///
 /// InternVL sees one tile, the whole picture, as MLLMSeg's reference shows it;
 /// its own demonstration would cut a large picture into several.
@@ -37,7 +38,7 @@ pub struct ChatModel {
 }
 
 /// Opens a model folder: LLaVA-NeXT in the original layout or in that of
-/// `transformers`, or InternVL, MLLMSeg's models included.
+/// `transformers`, Qwen-VL-Chat, or InternVL, MLLMSeg's models included.
 ///
 /// # Errors
 /// If there is no such folder, or a file of it is missing, damaged, does not
@@ -100,10 +101,14 @@ impl ChatModel {
             language,
             sizes,
             layout,
+            needless,
         } = match family {
             Family::Llava => config.llava(&source, &tokenizer)?,
             Family::InternVl => config.internvl(&source)?,
+            Family::QwenVl => config.qwen_vl(&source)?,
         };
+        let mut unused = source.unused();
+        unused.retain(|key| !needless.iter().any(|prefix| key.starts_with(prefix)));
         let name = folder.display().to_string();
         if tokenizer.vocabulary_size() > sizes.vocabulary {
             return Err(ChatError::OtherTokenizer {
@@ -116,7 +121,7 @@ impl ChatModel {
         let mut stops = config.stops(folder)?;
         stops.push(template.end()?);
         Ok(Self {
-            unused: eyes.without_foreign(source.unused()),
+            unused,
             eyes,
             speaker: Arc::new(Speaker {
                 name,
@@ -133,7 +138,8 @@ impl ChatModel {
 /// What makes a picture tokens.
 #[derive(Debug)]
 enum Eyes {
-    Llava(PictureEncoder),
+    Llava(llava::PictureEncoder),
+    QwenVl(qwen_vl::PictureEncoder),
     InternVl {
         vision: internvl::VisionModel,
         projector: internvl::Projector,
@@ -147,6 +153,7 @@ impl Eyes {
     fn tokens(&self, image: &Image) -> Tensor<3> {
         match self {
             Self::Llava(pictures) => pictures.forward(image),
+            Self::QwenVl(pictures) => pictures.forward(image),
             Self::InternVl {
                 vision,
                 projector,
@@ -157,15 +164,6 @@ impl Eyes {
             }
         }
     }
-
-    /// Of the tensors that were not used, those that ought to have been: a
-    /// model that was made for masks has a mask decoder, which no answer needs.
-    fn without_foreign(&self, mut unused: Vec<String>) -> Vec<String> {
-        if matches!(self, Self::InternVl { .. }) {
-            unused.retain(|key| !key.starts_with("res_decoder."));
-        }
-        unused
-    }
 }
 
 /// A network, taken apart.
@@ -174,6 +172,8 @@ struct Parts {
     language: LanguageModel,
     sizes: LanguageConfig,
     layout: Layout,
+    /// Prefixes of tensors that no answer needs.
+    needless: Vec<String>,
 }
 
 /// Which networks there are.
@@ -181,6 +181,7 @@ struct Parts {
 enum Family {
     Llava,
     InternVl,
+    QwenVl,
 }
 
 /// A `config.json`.
@@ -209,10 +210,13 @@ impl ConfigFile {
         let names = root.value("architectures").and_then(|names| names.get(0));
         match names.and_then(Value::as_str) {
             Some(name) if name.starts_with("Llava") => Ok(Family::Llava),
+            Some("QWenLMHeadModel") => Ok(Family::QwenVl),
             _ if root.value("llm_config").is_some() => Ok(Family::InternVl),
             _ => Err(root.wrong(
                 "architectures",
-                "a LLaVA-NeXT or InternVL model, such as [\"LlavaLlamaForCausalLM\"] or [\"InternVLChatModel\"]",
+                "a model that refseg can talk with: [\"LlavaLlamaForCausalLM\"], \
+                 [\"LlavaMistralForCausalLM\"], [\"LlavaNextForConditionalGeneration\"], \
+                 [\"QWenLMHeadModel\"] or [\"InternVLChatModel\"]",
             )),
         }
     }
@@ -222,6 +226,7 @@ impl ConfigFile {
         let Llava { pictures, language } = Llava::load(source, &config)?;
         let is_llama_3 = tokenizer.added_token("<|start_header_id|>").is_some();
         Ok(Parts {
+            needless: config.needless_keys(),
             eyes: Eyes::Llava(pictures),
             language,
             layout: match (config.is_mistral, is_llama_3) {
@@ -251,6 +256,24 @@ impl ConfigFile {
             language: LanguageModel::load(&language, &config.language)?,
             layout,
             sizes: config.language,
+            // The mask decoder of a model that was made for masks.
+            needless: vec!["res_decoder.".to_owned()],
+        })
+    }
+
+    fn qwen_vl(&self, source: &dyn TensorSource) -> Result<Parts, ChatError> {
+        let config = qwen_vl::Config::from_json(&self.bytes, &self.path)?;
+        let QwenVl { pictures, language } = QwenVl::load(source, &config)?;
+        Ok(Parts {
+            eyes: Eyes::QwenVl(pictures),
+            language,
+            layout: Layout::ChatMl {
+                system: SYSTEM_QWEN,
+                after_turn: "\n",
+                before_picture: "Picture 1: ",
+            },
+            sizes: config.language,
+            needless: Vec::new(),
         })
     }
 

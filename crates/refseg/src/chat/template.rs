@@ -24,6 +24,13 @@ pub const SYSTEM_VICUNA: &str = concat!(
     "The assistant gives helpful, detailed, and polite answers to the human's questions.",
 );
 
+/// System text of Qwen-VL-Chat.
+pub const SYSTEM_QWEN: &str = "You are a helpful assistant.";
+
+/// What models write around a name, a box and a corner of one: these are
+/// tokens in an answer, where the model has them, though never in a question.
+const GROUNDING: [&str; 6] = ["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"];
+
 /// A way to lay out conversations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
@@ -164,7 +171,7 @@ impl ChatTemplate {
 
     /// The words of an answer and what ends it.
     pub(crate) fn answer(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let writer = Writer::new(&self.tokenizer).text(text.trim());
+        let writer = Writer::new(&self.tokenizer).grounded_text(text.trim())?;
         match self.layout {
             Layout::Llama3 | Layout::Vicuna => writer.token(self.layout.end())?,
             Layout::Mistral => writer.text(" ").token(self.layout.end())?,
@@ -198,6 +205,22 @@ impl<'a> Writer<'a> {
     fn text(mut self, text: &str) -> Self {
         self.text.push_str(text);
         self
+    }
+
+    /// Text in which [`GROUNDING`] is recognised.
+    fn grounded_text(self, text: &str) -> Result<Self, TokenizerError> {
+        let is_known = |token: &&str| self.tokenizer.added_token(token).is_some();
+        let tokens: Vec<&str> = GROUNDING.into_iter().filter(is_known).collect();
+        let (mut writer, mut rest) = (self, text);
+        while let Some((at, token)) = tokens
+            .iter()
+            .filter_map(|token| Some((rest.find(token)?, *token)))
+            .min()
+        {
+            writer = writer.text(&rest[..at]).token(token)?;
+            rest = &rest[at + token.len()..];
+        }
+        Ok(writer.text(rest))
     }
 
     fn token(mut self, token: &str) -> Result<Self, TokenizerError> {

@@ -206,6 +206,7 @@ impl Config {
                     LanguageFamily::Qwen2 => "Qwen2ForCausalLM",
                     LanguageFamily::InternLm2 => "InternLM2ForCausalLM",
                     LanguageFamily::Llama => "LlamaForCausalLM",
+                    LanguageFamily::Qwen => "QWenLMHeadModel",
                 }],
                 "vocab_size": language.vocabulary,
                 "hidden_size": language.width,

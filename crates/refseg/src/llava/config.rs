@@ -32,8 +32,10 @@ pub struct VisionConfig {
     pub width: usize,
     /// Field `intermediate_size`.
     pub inner: usize,
-    /// Layers up to the one whose output is taken: field `num_hidden_layers`, counted back from the
-    /// end by `mm_vision_select_layer` or `vision_feature_layer`.
+    /// Field `num_hidden_layers`.
+    pub layers: usize,
+    /// Layers up to the one whose output is taken: `layers`, counted back from the end by field
+    /// `mm_vision_select_layer` or `vision_feature_layer`.
     pub used_layers: usize,
     /// Field `num_attention_heads`.
     pub heads: usize,
@@ -190,6 +192,15 @@ impl Config {
         })
     }
 
+    /// Prefixes of the tensors that a checkpoint has and no forward pass needs: what stands behind
+    /// the layer of the tower whose output is taken.
+    pub fn needless_keys(&self) -> Vec<String> {
+        let tower = self.layout.tower_key();
+        let layers = self.vision.used_layers..self.vision.layers;
+        let layers = layers.map(|i| format!("{tower}.encoder.layers.{i}."));
+        layers.chain([format!("{tower}.post_layernorm.")]).collect()
+    }
+
     /// Sizes that must fit each other.
     fn check(&self, root: &Fields<'_>) -> Result<(), ConfigError> {
         let Self {
@@ -273,10 +284,12 @@ fn vision(
     layer_field: &str,
 ) -> Result<VisionConfig, ConfigError> {
     only(tower, "hidden_act", json!("quick_gelu"))?;
+    let layers = tower.size("num_hidden_layers")?;
     Ok(VisionConfig {
         width: tower.size("hidden_size")?,
         inner: tower.size("intermediate_size")?,
-        used_layers: used_layers(root, layer_field, tower.size("num_hidden_layers")?)?,
+        layers,
+        used_layers: used_layers(root, layer_field, layers)?,
         heads: tower.size("num_attention_heads")?,
         patch: tower.size("patch_size")?,
         image_size: tower.size("image_size")?,
@@ -295,6 +308,7 @@ fn named_tower(root: &Fields<'_>, layer_field: &str) -> Result<VisionConfig, Con
     Ok(VisionConfig {
         width: 1024,
         inner: 4096,
+        layers: 24,
         used_layers: used_layers(root, layer_field, 24)?,
         heads: 16,
         patch: 14,

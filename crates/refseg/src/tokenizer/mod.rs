@@ -10,6 +10,7 @@
 //! anywhere in the text.
 
 mod sentencepiece;
+mod tiktoken;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 
 pub use sentencepiece::SentencePieceError;
 use sentencepiece::{ModelFile, SentencePiece};
+use tiktoken::TiktokenFile;
 
 /// How Qwen2 cuts text into words before byte-level BPE.
 pub const QWEN2_PATTERN: &str = concat!(
@@ -57,7 +59,7 @@ pub enum TokenizerError {
     /// The folder has none of the known files.
     #[error(
         "`{folder}`: no tokenizer; expected `tokenizer.json`, `tokenizer.model`, \
-         or `vocab.json` with `merges.txt`"
+         `vocab.json` with `merges.txt`, or `qwen.tiktoken`"
     )]
     NoFiles {
         /// The folder that was searched.
@@ -165,7 +167,8 @@ impl Tokenizer {
     /// Loads the tokenizer of a checkpoint folder.
     ///
     /// The vocabulary is `tokenizer.json`, else SentencePiece's
-    /// `tokenizer.model`, else Qwen2's `vocab.json` with `merges.txt`. InternLM2
+    /// `tokenizer.model`, else Qwen2's `vocab.json` with `merges.txt`, else the
+    /// first Qwen's `qwen.tiktoken`. InternLM2
     /// is read from `tokenizer.model` even beside a `tokenizer.json`, because
     /// the reference does so. Added tokens are gathered from `tokenizer.json`,
     /// `added_tokens.json` and `tokenizer_config.json`, whichever exist.
@@ -214,6 +217,8 @@ impl Tokenizer {
             }
             let json = qwen2_json(read_json(&vocab)?, read_merges(&merges)?);
             Self::from_json(vocab, json, reserved, &config)
+        } else if let Some(path) = path("qwen.tiktoken") {
+            Self::from_tiktoken(path, reserved, &config)
         } else {
             Err(TokenizerError::NoFiles {
                 folder: folder.to_owned(),
@@ -298,6 +303,26 @@ impl Tokenizer {
             bos,
             prefix,
         ))
+    }
+
+    fn from_tiktoken(
+        path: PathBuf,
+        mut reserved: Reserved,
+        config: &TokenizerConfig,
+    ) -> Result<Self, TokenizerError> {
+        let build = |source: Box<dyn Error + Send + Sync>| TokenizerError::Build {
+            path: path.clone(),
+            source,
+        };
+        let text = String::from_utf8(read(&path)?).map_err(|error| build(error.into()))?;
+        let file = TiktokenFile::parse(&text).map_err(|error| build(error.into()))?;
+        for (token, id) in file.special {
+            reserved.insert(&path, token, id)?;
+        }
+        let mut json = qwen2_json(file.vocab, file.merges);
+        // tiktoken looks a whole word up before it merges.
+        json["model"]["ignore_merges"] = true.into();
+        Self::from_json(path, json, reserved, config)
     }
 
     fn from_sentencepiece(
