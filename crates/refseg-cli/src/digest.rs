@@ -13,8 +13,9 @@ use sha2::{Digest, Sha256};
 use crate::cli::ModelArgs;
 
 /// Files beside the weights that decide what a model answers.
-const BESIDE: [&str; 9] = [
+const BESIDE: [&str; 11] = [
     "config.json",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -22,8 +23,11 @@ const BESIDE: [&str; 9] = [
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
+    "qwen.tiktoken",
     "adapter_config.json",
 ];
+/// Weights of an adapter that has a folder of its own.
+const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
 /// The digest of a model: of its weights, configuration and tokenizer, name by name; of all models,
 /// where several work together.
@@ -40,14 +44,14 @@ pub(crate) fn of_model(args: &ModelArgs) -> Result<String> {
     } else if Pair::is_in(model) {
         let pair = Pair::from_folder(model)?;
         add_file(&mut hash, &model.join(PAIR_FILE))?;
-        let parts = [
-            Some(pair.mllm),
-            pair.adapter,
-            Some(pair.sam),
-            pair.sam_decoder,
-        ];
-        for part in parts.iter().flatten() {
+        for part in [Some(pair.mllm), Some(pair.sam), pair.sam_decoder]
+            .iter()
+            .flatten()
+        {
             add_network(&mut hash, part)?;
+        }
+        if let Some(adapter) = &pair.adapter {
+            add_beside(&mut hash, adapter, &[&BESIDE[..], &ADAPTERS].concat())?;
         }
     } else {
         add_network(&mut hash, model)?;
@@ -64,15 +68,20 @@ pub(crate) fn of_model(args: &ModelArgs) -> Result<String> {
 
 /// Adds the files of one network: a checkpoint, or a folder.
 fn add_network(hash: &mut Sha256, path: &Path) -> Result<()> {
-    let beside = BESIDE.iter().map(|name| path.join(name));
     let weights = if path.is_dir() {
         Weights::open(path)?
     } else {
         Weights::open_file(path)?
     };
-    beside
+    add_beside(hash, path, &BESIDE)?;
+    weights.files().try_for_each(|path| add_file(hash, path))
+}
+
+/// Adds those files of a folder that there are.
+fn add_beside(hash: &mut Sha256, folder: &Path, names: &[&str]) -> Result<()> {
+    let files = names.iter().map(|name| folder.join(name));
+    files
         .filter(|path| path.is_file())
-        .chain(weights.files().map(Path::to_owned))
         .try_for_each(|path| add_file(hash, &path))
 }
 

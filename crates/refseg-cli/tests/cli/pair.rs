@@ -213,3 +213,28 @@ fn any_method_can_be_evaluated() {
             .contains("--refine sam:")
     );
 }
+
+#[test]
+fn an_adapter_is_part_of_the_model() {
+    let llava = fixture("llava/llava-next-tiny");
+    let digest = |adapter: Value| {
+        let desk = desk(json!({"mllm": &llava, "adapter": adapter, "method": "pqpp"}));
+        let args = [
+            "eval",
+            "--dataset",
+            "scenes",
+            "--count",
+            "1",
+            "--size",
+            "96",
+            "--json",
+        ];
+        let document = desk.json(&[&args[..], &["-m", "pair"]].concat());
+        document["model_sha256"]
+            .as_str()
+            .expect("a digest")
+            .to_owned()
+    };
+    let adapted = digest(json!(llava.join("adapter")));
+    assert_ne!(adapted, digest(Value::Null));
+}
