@@ -24,7 +24,7 @@ docs:
 bench model="builtin" *arguments:
     REFSEG_BENCH_MODEL="{{ if model == "builtin" { model } else { absolute_path(model) } }}" cargo bench --manifest-path benches/Cargo.toml {{ arguments }}
 
-# Fuzzes a target: image_decode, weights_header, tokenizer, rle, predictions or refs_pickle. Needs cargo-fuzz and a nightly toolchain.
+# Fuzzes a target: image_decode, weights_header, tokenizer, rle, predictions, refs_pickle or answers. Needs cargo-fuzz and a nightly toolchain.
 fuzz target seconds="300":
     fuzz/seeds.sh
     cargo +nightly fuzz run {{ target }} -- -max_total_time={{ seconds }}

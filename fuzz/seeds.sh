@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 fixtures=../crates/refseg/tests/fixtures
 data=../crates/refseg-data/tests/fixtures
-mkdir -p corpus/{image_decode,weights_header,tokenizer,rle,predictions,refs_pickle}
+mkdir -p corpus/{image_decode,weights_header,tokenizer,rle,predictions,refs_pickle,answers}
 
 # Copies files under a name that says which folder they come from.
 seed() {
@@ -57,6 +57,13 @@ seed refs_pickle "$data"/pickles/*.p "$data"/mini-refcoco/refer_seg/*/*refs*
 printf '%b' 'cos\nsystem\n(S'"'true'"'\ntR.' >corpus/refs_pickle/code.p
 printf '%b' ']q\0]q\01h\0ah\0a]q\02h\01ah\01a.' >corpus/refs_pickle/shared.p
 printf '%b' 'X\xff\xff\xff\xffab' >corpus/refs_pickle/long.p
+
+# Answers of a language model that prompts Segment Anything.
+printf '%s' '[281,251,863,999] [000,010,020,030]' >corpus/answers/boxes.txt
+printf '%s' '[281,251,863,999](300,400,1)(500,600,1)(010,020,0)' >corpus/answers/object.txt
+printf '%s' 'No object found.' >corpus/answers/nothing.txt
+printf '%s' 'NoNoYesNo' >corpus/answers/labels.txt
+printf '%s' '[863,251,281,999] [1000,2,3,4] [5,6,7' >corpus/answers/damaged.txt
 
 for target in corpus/*; do
     echo "$(find "$target" -type f | wc -l) inputs in fuzz/$target"

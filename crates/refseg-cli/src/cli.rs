@@ -83,6 +83,9 @@ pub(crate) struct ModelArgs {
     /// Model folder, or `builtin`: a small model that knows drawn shapes, not photographs
     #[arg(short, long, env = "REFSEG_MODEL", default_value = "builtin")]
     pub(crate) model: PathBuf,
+    /// Have masks drawn anew from their boxes by a Segment Anything model: its checkpoint or folder
+    #[arg(long, env = "REFSEG_REFINE", value_name = "sam:MODEL", value_parser = refiner)]
+    pub(crate) refine: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
 }
@@ -691,6 +694,13 @@ fn phrase(text: &str) -> Result<String, &'static str> {
         return Err("a phrase says what to look for, such as \"the red ring\"");
     }
     Ok(text.to_owned())
+}
+
+/// `sam:` and a path.
+fn refiner(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("sam:").filter(|path| !path.is_empty());
+    path.map(PathBuf::from)
+        .ok_or_else(|| "expected `sam:` and a checkpoint, such as sam:weights/mobile_sam.pt".into())
 }
 
 fn question(text: &str) -> Result<String, &'static str> {

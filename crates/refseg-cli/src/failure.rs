@@ -126,6 +126,16 @@ fn of_predictor(error: &PredictorError) -> Option<&'static str> {
         | PredictorError::Tokenizer(TokenizerError::MissingToken { .. }) => {
             Some("copy the tokenizer's files of this very model, which know [SEG] and [REJ]")
         }
+        PredictorError::Sam(error) => of_sam(error),
+        PredictorError::Chat(ChatError::NotOneToken { .. }) => {
+            Some("the method `ppg` of sam4mllm.json needs no such token")
+        }
+        PredictorError::OnlySingle => {
+            Some("leave out --joint, or take --protocol single, which every method knows")
+        }
+        PredictorError::OtherMethod { .. } => Some(
+            "`refseg segment` and `refseg eval` take a pair; the other commands take one of its models",
+        ),
         PredictorError::Prompt(PromptError::TooLong { .. }) => {
             Some("ask for fewer phrases at once, or leave out --joint")
         }

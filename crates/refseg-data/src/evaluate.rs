@@ -15,13 +15,14 @@ use std::{
 };
 
 use refseg::{
-    Image, Predictor, Segmentation,
+    Image, Segmentable, Segmentation, Segmenter,
     mask::{Mask, MaskError, THRESHOLD},
-    predictor::{PredictorError, Scene},
+    predictor::PredictorError,
     prompt::Marker,
 };
 
 use crate::{
+    conversations::answer_count,
     dataset::{DataError, Truth},
     metrics::{Family, Outcome},
     predictions::{CocoRle, Prediction},
@@ -140,7 +141,7 @@ impl Protocol {
 
     fn ask(
         self,
-        scene: &Scene,
+        scene: &dyn Segmentable,
         expressions: &[Asked],
         family: Family,
     ) -> Result<Vec<Segmentation>, PredictorError> {
@@ -208,7 +209,7 @@ pub enum EvaluateError {
 /// [`EvaluateError`], and whatever `take` fails with; pictures that come later in `pictures` are
 /// then lost.
 pub fn predict<E: From<EvaluateError>>(
-    predictor: &Predictor,
+    predictor: &dyn Segmenter,
     examples: &dyn Examples,
     pictures: &[usize],
     protocol: Protocol,
@@ -254,7 +255,7 @@ pub fn predict<E: From<EvaluateError>>(
 }
 
 fn predict_one(
-    predictor: &Predictor,
+    predictor: &dyn Segmenter,
     examples: &dyn Examples,
     picture: usize,
     protocol: Protocol,
@@ -267,7 +268,10 @@ fn predict_one(
     let start = Instant::now();
     let answers = predictor
         .encode(&image)
-        .and_then(|scene| protocol.ask(&scene, &expressions, examples.family()))
+        .and_then(|mut scene| {
+            scene.expect(answer_count(examples.family()));
+            protocol.ask(&*scene, &expressions, examples.family())
+        })
         .map_err(|source| EvaluateError::Model {
             picture: id.clone(),
             source: Box::new(source),
@@ -300,13 +304,15 @@ fn prediction(
         let side = answer.side;
         Mask::from_probabilities(probabilities, side, side, size.0, size.1, threshold)
     };
-    let mask = drawn(THRESHOLD)?;
-    let outcome = Outcome::of_masks(&mask, &truth.mask, truth.ignore.as_ref(), answer.found)?;
-    let rec_box = match truth.official_box {
-        None => None,
+    // A mask with borders of its own is taken as it is, and its pixels are above one half.
+    let (mask, strictly) = if answer.from_probabilities {
         // REC takes pixels strictly above one half.
-        Some(_) => Some(drawn(THRESHOLD.next_up())?.official_box()),
+        (drawn(THRESHOLD)?, drawn(THRESHOLD.next_up())?)
+    } else {
+        (answer.mask.clone(), answer.mask.clone())
     };
+    let outcome = Outcome::of_masks(&mask, &truth.mask, truth.ignore.as_ref(), answer.found)?;
+    let rec_box = truth.official_box.map(|_| strictly.official_box());
     Ok(Prediction {
         picture: picture.to_owned(),
         expression: asked.id.clone(),

@@ -1,5 +1,6 @@
 //! Data sets of referring segmentation, drawn scenes, predictions, and metrics.
 
+pub mod conversations;
 pub mod dataset;
 pub mod evaluate;
 pub mod metrics;

@@ -209,20 +209,27 @@ impl Mask {
     /// # Errors
     /// [`MaskError::Mismatch`] if the sizes differ.
     pub fn intersection_union(&self, other: &Self) -> Result<(u64, u64), MaskError> {
-        if (self.height, self.width) != (other.height, other.width) {
-            return Err(MaskError::Mismatch {
-                height: self.height,
-                width: self.width,
-                other_height: other.height,
-                other_width: other.width,
-            });
-        }
+        self.check_size(other)?;
         let (mut intersection, mut union) = (0, 0);
         for (&a, &b) in self.bits.iter().zip(&other.bits) {
             intersection += u64::from(a & b);
             union += u64::from(a | b);
         }
         Ok((intersection, union))
+    }
+
+    /// The pixels in at least one of two masks.
+    ///
+    /// # Errors
+    /// [`MaskError::Mismatch`] if the sizes differ.
+    pub fn union(&self, other: &Self) -> Result<Self, MaskError> {
+        self.check_size(other)?;
+        let bits = self.bits.iter().zip(&other.bits);
+        Ok(Self {
+            height: self.height,
+            width: self.width,
+            bits: bits.map(|(a, b)| a | b).collect(),
+        })
     }
 
     /// Writes the mask as a grey PNG: 255 is foreground, 0 background. The file
@@ -234,6 +241,18 @@ impl Mask {
         let levels: Vec<u8> = self.bits.iter().map(|&bit| u8::from(bit) * 255).collect();
         let size = (self.width as u32, self.height as u32);
         image::save_png(path.as_ref(), size, ExtendedColorType::L8, &levels)
+    }
+
+    fn check_size(&self, other: &Self) -> Result<(), MaskError> {
+        if (self.height, self.width) == (other.height, other.width) {
+            return Ok(());
+        }
+        Err(MaskError::Mismatch {
+            height: self.height,
+            width: self.width,
+            other_height: other.height,
+            other_width: other.width,
+        })
     }
 
     /// First and last column and row of the foreground, as XYXY indices.

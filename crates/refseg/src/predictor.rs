@@ -14,6 +14,7 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 
 use crate::{
     builtin,
+    chat::ChatError,
     image::Image,
     internvl::{Config, ConfigError},
     language::{KeyValues, causal_mask},
@@ -21,6 +22,9 @@ use crate::{
     mllmseg::{DecodedImage, Mllmseg},
     nn::{StoredTensors, TensorSource},
     prompt::{Marker, Prefix, PromptBuilder, PromptError, Suffix, Template},
+    sam::SamError,
+    sam4mllm::{Pair, PairError},
+    segmenter::{Segmentable, Segmenter},
     tokenizer::{Tokenizer, TokenizerError},
     weights::{Weights, WeightsError},
 };
@@ -86,11 +90,14 @@ pub struct Scene {
 pub struct Segmentation {
     /// The phrase, as it was asked.
     pub phrase: String,
-    /// Whether the model says that something fits: `[REJ]` is not its likeliest next token.
+    /// Whether the model says that something fits: `[REJ]` is not its likeliest next token, or it
+    /// answers with an object.
     pub found: bool,
-    /// Probability of `[SEG]` against `[REJ]`.
+    /// Probability of `[SEG]` against `[REJ]`; of a model that answers in words, that it begins to
+    /// name an object.
     pub presence: f32,
-    /// Mean probability of the pixels in the mask; 0 if there are none.
+    /// Mean probability of the pixels in the mask; where Segment Anything drew it, the network's own
+    /// estimate of its IoU, on average over objects. 0 if there is no pixel.
     pub score: f32,
     /// What fits, at the size of the picture; empty if nothing was found.
     pub mask: Mask,
@@ -100,6 +107,11 @@ pub struct Segmentation {
     pub probabilities: Vec<f32>,
     /// Side of `probabilities`.
     pub side: usize,
+    /// Whether the mask is where `probabilities`, resized, reach one half. Segment Anything's masks
+    /// have borders of their own, from logits at the size of the picture.
+    pub from_probabilities: bool,
+    /// What could not be read of an answer in words.
+    pub unread: Vec<String>,
 }
 
 /// Why a model cannot be loaded or asked.
@@ -153,6 +165,24 @@ pub enum PredictorError {
         /// Its length.
         bytes: usize,
     },
+    /// The folder holds two models, for another method.
+    #[error("`{path}` is a pair of models for SAM4MLLM; expected one model of MLLMSeg")]
+    OtherMethod {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The pair of models is at fault.
+    #[error(transparent)]
+    Pair(#[from] PairError),
+    /// The language model of a pair cannot be loaded or asked.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The Segment Anything model cannot be loaded or asked.
+    #[error(transparent)]
+    Sam(#[from] SamError),
+    /// The method knows no prompt with several phrases.
+    #[error("this method asks for each phrase on its own; it has no prompt for several")]
+    OnlySingle,
     /// The network gave numbers that are none.
     #[error("`{model}` computed values that are not numbers: its weights do not belong together")]
     NotANumber {
@@ -180,6 +210,11 @@ impl Predictor {
         }
         if !folder.is_dir() {
             return Err(PredictorError::NoModel {
+                path: folder.to_owned(),
+            });
+        }
+        if Pair::is_in(folder) {
+            return Err(PredictorError::OtherMethod {
                 path: folder.to_owned(),
             });
         }
@@ -578,6 +613,8 @@ impl Scene {
             mask,
             probabilities: probabilities.to_vec(),
             side,
+            from_probabilities: true,
+            unread: Vec::new(),
         })
     }
 
@@ -598,6 +635,58 @@ impl Scene {
 
     fn device(&self) -> Device {
         self.image.places().device()
+    }
+}
+
+impl Segmenter for Predictor {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn method(&self) -> &str {
+        "mllmseg"
+    }
+
+    fn unused_tensors(&self) -> &[String] {
+        self.unused_tensors()
+    }
+
+    fn encode(&self, image: &Image) -> Result<Box<dyn Segmentable>, PredictorError> {
+        Ok(Box::new(self.encode(image)?))
+    }
+}
+
+impl Segmentable for Scene {
+    fn width(&self) -> u32 {
+        self.width()
+    }
+
+    fn height(&self) -> u32 {
+        self.height()
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes()
+    }
+
+    fn segment_many(&self, phrases: &[&str]) -> Result<Vec<Segmentation>, PredictorError> {
+        self.segment_many(phrases)
+    }
+
+    fn segment_joint(&self, phrases: &[&str]) -> Result<Vec<Segmentation>, PredictorError> {
+        self.segment_joint(phrases)
+    }
+
+    fn segment_sequential(&self, phrases: &[&str]) -> Result<Vec<Segmentation>, PredictorError> {
+        self.segment_sequential(phrases)
+    }
+
+    fn segment_teacher_forced(
+        &self,
+        phrases: &[&str],
+        truth: &[Marker],
+    ) -> Result<Vec<Segmentation>, PredictorError> {
+        self.segment_teacher_forced(phrases, truth)
     }
 }
 
@@ -628,7 +717,8 @@ fn causal_mask_behind(start: usize, rows: usize, device: &Device) -> Tensor<4> {
     Tensor::cat(vec![before, causal_mask(rows, device)], 3)
 }
 
-fn check_phrase(phrase: &str) -> Result<(), PredictorError> {
+/// Refuses a phrase that no method can be asked for.
+pub(crate) fn check_phrase(phrase: &str) -> Result<(), PredictorError> {
     if phrase.trim().is_empty() {
         return Err(PredictorError::EmptyPhrase);
     }

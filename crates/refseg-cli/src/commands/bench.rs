@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use refseg::{Image, internvl::Config, mllmseg::Mllmseg, nn::Blueprint};
+use refseg::{Image, Predictor, internvl::Config, mllmseg::Mllmseg, nn::Blueprint};
 use refseg_data::scenes::{Scene, SceneOptions, Split};
 use serde::Serialize;
 
-use super::{load, median_ms, milliseconds, readable_bytes, readable_ms};
+use super::{median_ms, milliseconds, options, readable_bytes, readable_ms, timed, warn_of_unused};
 use crate::{
     cli::BenchArgs,
     console::Console,
@@ -32,7 +32,9 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
         Some(path) => Image::open(path)?,
         None => drawn()?,
     };
-    let (predictor, load) = load(&args.model, &args.compute, console)?;
+    let (predictor, load) = timed(|| Predictor::load(&args.model, &options(&args.compute)));
+    let predictor = predictor?;
+    warn_of_unused(predictor.name(), predictor.unused_tensors(), console);
     let after_loading = memory::peak();
     let many: Vec<&str> = PHRASES
         .into_iter()

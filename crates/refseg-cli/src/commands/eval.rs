@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use refseg::Predictor;
+use refseg::Segmenter;
 use refseg_data::{
     evaluate::{self, Examples, Ids, Protocol},
     metrics::Rules,
@@ -41,14 +41,14 @@ const SETTINGS: &str = "run.json";
 
 pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
     let opened = Opened::open(&args.data, console)?;
-    let (predictor, _) = load(&args.model.model, &args.model.compute, console)?;
+    let (predictor, _) = load(&args.model, console)?;
     let protocol = Protocol::from(args.protocol);
     let settings = Settings {
         dataset: opened.name.clone(),
         split: opened.split.clone(),
         data_sha256: opened.digest.clone(),
         model: predictor.name().to_owned(),
-        model_sha256: digest::of_model(&args.model.model)?,
+        model_sha256: digest::of_model(&args.model)?,
         protocol: protocol.name().to_owned(),
         limit: args.limit,
         shard: args.shard.map(|shard| shard.to_string()),
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
     let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
     let folder = args.out.as_deref().unwrap_or(temporary.path());
     let run = Run::open(folder, &settings, &opened, chosen(args, &opened))?;
-    run.predict(&predictor, &*opened.examples, protocol, console)?;
+    run.predict(&*predictor, &*opened.examples, protocol, console)?;
 
     let reading = Reading::default();
     let answers = Answers::read_lines(&folder.join(PREDICTIONS), reading)?;
@@ -98,6 +98,8 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
 fn command(args: &EvalArgs, protocol: Protocol) -> String {
     let mut words = vec!["refseg eval".to_owned(), args.data.words()];
     words.push(format!("--model {}", shell_word(&args.model.model)));
+    let refine = args.model.refine.as_deref().map(shell_word);
+    words.extend(refine.map(|sam| format!("--refine sam:{sam}")));
     words.push(format!("--protocol {protocol}"));
     words.extend(args.blank_rejected.then(|| "--blank-rejected".to_owned()));
     words.extend(args.limit.map(|limit| format!("--limit {limit}")));
@@ -181,7 +183,7 @@ impl Run {
 
     fn predict(
         &self,
-        predictor: &Predictor,
+        predictor: &dyn Segmenter,
         examples: &dyn Examples,
         protocol: Protocol,
         console: &Console,

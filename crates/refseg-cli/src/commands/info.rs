@@ -14,6 +14,7 @@ use refseg::{
     mllmseg::Mllmseg,
     nn::{Blueprint, Part},
     predictor::PredictorError,
+    sam4mllm::Pair,
     tokenizer::Tokenizer,
     weights::Weights,
 };
@@ -122,6 +123,12 @@ impl Facts {
     fn of_folder(folder: &Path) -> Result<Self> {
         if !folder.is_dir() {
             return Err(PredictorError::NoModel {
+                path: folder.to_owned(),
+            }
+            .into());
+        }
+        if Pair::is_in(folder) {
+            return Err(PredictorError::OtherMethod {
                 path: folder.to_owned(),
             }
             .into());

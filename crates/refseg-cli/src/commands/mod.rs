@@ -23,16 +23,18 @@ use std::{
 
 use anyhow::{Result, bail};
 use refseg::{
-    Options, Predictor,
+    Options, Segmenter,
     mask::Rle,
     predictor::{Precision, Processor},
+    sam::SamPredictor,
+    segmenter::Refined,
     weights::SaveDtype,
 };
 use refseg_data::{evaluate, scenes::Split};
 use serde::Serialize;
 
 use crate::{
-    cli::{self, ComputeArgs, Dtype, SplitName},
+    cli::{self, ComputeArgs, Dtype, ModelArgs, SplitName},
     console::Console,
     files::check_destination,
 };
@@ -40,12 +42,22 @@ use crate::{
 /// Unused tensors that a warning names.
 const NAMED: usize = 5;
 
-/// Loads a model and warns about what it does not use; also says how long that took.
-fn load(model: &Path, compute: &ComputeArgs, console: &Console) -> Result<(Predictor, Duration)> {
-    let (predictor, took) = timed(|| Predictor::load(model, &options(compute)));
-    let predictor = predictor?;
-    warn_of_unused(predictor.name(), predictor.unused_tensors(), console);
-    Ok((predictor, took))
+/// Loads a model, whatever its method, and warns about what it does not use; also says how long
+/// that took.
+fn load(args: &ModelArgs, console: &Console) -> Result<(Box<dyn Segmenter>, Duration)> {
+    let (model, took) = timed(|| open(args));
+    let model = model?;
+    warn_of_unused(model.name(), model.unused_tensors(), console);
+    Ok((model, took))
+}
+
+fn open(args: &ModelArgs) -> Result<Box<dyn Segmenter>> {
+    let options = options(&args.compute);
+    let model = refseg::open(&args.model, &options)?;
+    Ok(match &args.refine {
+        None => model,
+        Some(sam) => Box::new(Refined::new(model, SamPredictor::load(sam, &options)?)),
+    })
 }
 
 fn options(compute: &ComputeArgs) -> Options {

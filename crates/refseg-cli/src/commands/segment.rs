@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context, Result};
 use owo_colors::Style;
 use refseg::{
-    Image, Scene, Segmentation,
+    Image, Segmentable, Segmentation,
     image::DecodeOptions,
     predictor::{MAX_PHRASE_BYTES, PredictorError},
 };
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &SegmentArgs, console: &Console) -> Result<()> {
             max_pixels: args.max_pixels,
         },
     )?;
-    let (predictor, load) = load(&args.model.model, &args.model.compute, console)?;
+    let (predictor, load) = load(&args.model, console)?;
     console.detail(format_args!(
         "loaded {} in {}",
         predictor.name(),
@@ -58,11 +58,12 @@ pub(crate) fn run(args: &SegmentArgs, console: &Console) -> Result<()> {
         let (scene, took) = timed(|| predictor.encode(&image));
         encode.push(took);
         let scene = scene?;
-        let (answers, took) = timed(|| answer(&scene, &phrases, args.joint));
+        let (answers, took) = timed(|| answer(&*scene, &phrases, args.joint));
         ask.push(took);
         results = answers?;
     }
 
+    warn_of_unread(&results, console);
     outputs.write(args, &image, &results, console)?;
     let timings = Timings {
         load: milliseconds(load),
@@ -75,7 +76,7 @@ pub(crate) fn run(args: &SegmentArgs, console: &Console) -> Result<()> {
     if args.json {
         console.json(&Document {
             model: predictor.name(),
-            method: "mllmseg",
+            method: predictor.method(),
             image: Picture {
                 path: &args.image.to_string_lossy(),
                 width: image.width(),
@@ -94,7 +95,7 @@ pub(crate) fn run(args: &SegmentArgs, console: &Console) -> Result<()> {
 }
 
 fn answer(
-    scene: &Scene,
+    scene: &dyn Segmentable,
     phrases: &[&str],
     joint: bool,
 ) -> Result<Vec<Segmentation>, PredictorError> {
@@ -102,6 +103,17 @@ fn answer(
         scene.segment_joint(phrases)
     } else {
         scene.segment_many(phrases)
+    }
+}
+
+/// Says what a model that answers in words said beside boxes and points.
+fn warn_of_unread(results: &[Segmentation], console: &Console) {
+    for Segmentation { phrase, unread, .. } in results.iter().filter(|r| !r.unread.is_empty()) {
+        let pieces: Vec<String> = unread.iter().map(|piece| format!("{piece:?}")).collect();
+        console.warn(format_args!(
+            "about {phrase:?} the model also said {}, which means nothing here",
+            pieces.join(", ")
+        ));
     }
 }
 
@@ -222,7 +234,7 @@ fn table(results: &[Segmentation]) -> Table {
 #[derive(Serialize)]
 struct Document<'a> {
     model: &'a str,
-    method: &'static str,
+    method: &'a str,
     image: Picture<'a>,
     results: Vec<Answer<'a>>,
     timings_ms: Timings,

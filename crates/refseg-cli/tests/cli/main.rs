@@ -10,6 +10,7 @@ mod evaluation;
 mod failures;
 mod help;
 mod models;
+mod pair;
 mod sam;
 mod segment;
 mod training;

@@ -40,6 +40,7 @@ mod examples;
 mod folder;
 mod instances;
 mod jsonl;
+mod objects;
 mod pickle;
 mod reason;
 mod refer;
@@ -198,13 +199,7 @@ impl Dataset {
         picture: &Picture,
         size: (usize, usize),
     ) -> Result<Truth, DataError> {
-        if let Some(expected) = picture.size.filter(|&expected| expected != size) {
-            return Err(DataError::Size {
-                path: picture.path.clone(),
-                found: size,
-                expected,
-            });
-        }
+        picture.check_size(size)?;
         let mut mask = Mask::empty(size.0, size.1).map_err(|source| DataError::Mask {
             path: picture.path.clone(),
             entry: "the picture".to_owned(),
@@ -216,7 +211,7 @@ impl Dataset {
             let region = annotation.region.rasterise(size, self.whole_polygons_only);
             let united = region.and_then(|region| {
                 ignore = region.ignore;
-                Ok(region::unite(&mask, &region.mask)?)
+                Ok(mask.union(&region.mask)?)
             });
             mask = united.map_err(|error| annotation.error(error, size))?;
         }
@@ -261,6 +256,20 @@ impl Dataset {
             id: expression.id.clone(),
             name: self.name.clone(),
         })
+    }
+}
+
+impl Picture {
+    /// Refuses another size (height, width) than the annotations state.
+    fn check_size(&self, size: (usize, usize)) -> Result<(), DataError> {
+        match self.size {
+            Some(expected) if expected != size => Err(DataError::Size {
+                path: self.path.clone(),
+                found: size,
+                expected,
+            }),
+            _ => Ok(()),
+        }
     }
 }
 

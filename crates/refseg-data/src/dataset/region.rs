@@ -97,7 +97,7 @@ impl Region {
             Self::RunLengths(codes) => {
                 let mut union = Mask::empty(size.0, size.1)?;
                 for code in codes {
-                    union = unite(&union, &code.decode(size)?)?;
+                    union = union.union(&code.decode(size)?)?;
                 }
                 union
             }
@@ -123,12 +123,6 @@ impl RunLengths {
             Counts::Lengths(runs) => Mask::from_run_lengths(height, width, runs)?,
         })
     }
-}
-
-/// The pixels of either mask. Both have one size.
-pub(super) fn unite(a: &Mask, b: &Mask) -> Result<Mask, MaskError> {
-    let bits = a.bits().iter().zip(b.bits()).map(|(&a, &b)| a | b);
-    Mask::from_bits(a.height(), a.width(), bits.collect())
 }
 
 /// Whether the reference's evaluation of gRefCOCO would draw a polygon.

@@ -2,6 +2,7 @@
 //! every format with data made by hand, and everything that can be wrong with them.
 
 mod check;
+mod described;
 mod own;
 mod published;
 mod reason;

@@ -16,6 +16,8 @@
 //! as many questions at once, as one likes: what was said before is kept as
 //! keys and values, and read once.
 
+#[cfg(test)]
+mod cases;
 mod error;
 mod model;
 mod speaker;

@@ -355,3 +355,42 @@ fn how_many_fit(prompts: &[Vec<u32>]) -> usize {
     };
     prompts.iter().take_while(fits).count().max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Fixture: probabilities of `No` and `Yes`, computed apart from this project in f64.
+    #[test]
+    fn watched_tokens_have_their_share_of_the_whole_vocabulary() {
+        let cases = include_str!("../../tests/fixtures/sam4mllm/pqpp-cases.json");
+        let cases: Value = serde_json::from_str(cases).expect("JSON");
+        let cases = cases["cases"].as_array().expect("cases");
+        let mut met = 0;
+        for case in cases
+            .iter()
+            .filter(|case| case["group"] == "yes_no_probability")
+        {
+            let id = |name: &str| case["input"][name].as_u64().expect("an id") as u32;
+            let logits = serde_json::from_value(case["input"]["logits"].clone());
+            let logits: Vec<f32> = logits.expect("logits");
+            let words = [id("no_id"), id("yes_id")];
+            let question = Question {
+                only: &words,
+                watched: &words,
+                ..Question::new("?")
+            };
+            let mut draft = Draft::new(&question);
+            draft.choose(&logits, &[]);
+            let expected = case["expected"]["p_no_yes"].as_array().expect("two");
+            for (found, expected) in draft.watched[0].iter().zip(expected) {
+                let gap = f64::from(*found) - expected.as_f64().expect("a number");
+                assert!(gap.abs() < 1e-6, "{}: {gap}", case["id"]);
+            }
+            met += 1;
+        }
+        assert_eq!(met, 4);
+    }
+}

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     image::Image,
     internvl::ConfigError,
-    mask::{Mask, MaskError},
+    mask::{Mask, MaskError, resize_bilinear},
     nn::{StoredTensors, Tensors},
     predictor::{Options, Precision, Processor},
     weights::{Weights, WeightsError},
@@ -524,6 +524,21 @@ impl SamMasks {
     /// If there is no such mask.
     pub fn logits(&self, index: usize) -> Result<Vec<f32>, MaskError> {
         self.frame.logits(&self.low_res[index], self.side)
+    }
+
+    /// The probabilities of mask `index`, with the picture stretched to a square of
+    /// [`SamMasks::side`], as other methods give theirs. The mask itself is sharper.
+    ///
+    /// # Errors
+    /// As [`SamMasks::logits`].
+    ///
+    /// # Panics
+    /// If there is no such mask.
+    pub fn probabilities(&self, index: usize) -> Result<Vec<f32>, MaskError> {
+        let square = (self.side, self.side);
+        let logits = resize_bilinear(&self.logits(index)?, self.frame.picture(), square)?;
+        let probability = |logit: &f32| 1.0 / (1.0 + (-logit).exp());
+        Ok(logits.iter().map(probability).collect())
     }
 }
 
