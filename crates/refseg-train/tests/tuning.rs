@@ -284,3 +284,24 @@ fn a_base_model_gains_markers_rows_and_a_decoder() -> Outcome {
     assert!(predictor.unused_tensors().is_empty());
     Ok(())
 }
+
+/// The proof of why `refseg-gres` differs: with Qwen2 the published recipe leaves `[SEG]` and
+/// `[REJ]` alike, and ties go to the first.
+#[test]
+fn the_published_recipe_cannot_teach_qwen2_to_reject() -> Outcome {
+    let (base, out) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    base_model(base.path())?;
+    let recipe = recipe("mllmseg-gres", &["steps=2", "train.lora.rank=4"])?;
+    let start = Start::Folder(base.path().to_owned());
+    let mut run = open(out.path(), start, &recipe, 1)?;
+    run.train(|_| true)?;
+    let predictor = run.task().predictor(run.parameters())?;
+    let scene = Scene::draw(&SceneOptions::default(), 5);
+    let image = Image::from_rgb(scene.size, scene.size, scene.pixels)?;
+    let seen = predictor.encode(&image)?;
+    for phrase in &scene.phrases {
+        let answer = seen.segment(&phrase.text)?;
+        assert!(answer.found && answer.presence == 0.5, "{}", phrase.text);
+    }
+    Ok(())
+}
