@@ -1,6 +1,7 @@
 //! Models that can be talked with, from their folders.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -33,7 +34,7 @@ use crate::{
 #[derive(Debug)]
 pub struct ChatModel {
     speaker: Arc<Speaker>,
-    eyes: Eyes,
+    eyes: Box<dyn Eyes>,
     unused: Vec<String>,
 }
 
@@ -136,39 +137,44 @@ impl ChatModel {
 }
 
 /// What makes a picture tokens.
-#[derive(Debug)]
-enum Eyes {
-    Llava(llava::PictureEncoder),
-    QwenVl(qwen_vl::PictureEncoder),
-    InternVl {
-        vision: internvl::VisionModel,
-        projector: internvl::Projector,
-        /// Of the picture, in pixels.
-        side: usize,
-    },
+trait Eyes: fmt::Debug + Send + Sync {
+    /// `(1, M, D)`.
+    fn tokens(&self, image: &Image) -> Tensor<3>;
 }
 
-impl Eyes {
-    /// `(1, M, D)`.
+impl Eyes for llava::PictureEncoder {
     fn tokens(&self, image: &Image) -> Tensor<3> {
-        match self {
-            Self::Llava(pictures) => pictures.forward(image),
-            Self::QwenVl(pictures) => pictures.forward(image),
-            Self::InternVl {
-                vision,
-                projector,
-                side,
-            } => {
-                let pixels = image.resize(*side as u32, *side as u32).normalised();
-                projector.forward(vision.forward(vision.pixels(pixels, 1, *side)))
-            }
-        }
+        self.forward(image)
+    }
+}
+
+impl Eyes for qwen_vl::PictureEncoder {
+    fn tokens(&self, image: &Image) -> Tensor<3> {
+        self.forward(image)
+    }
+}
+
+/// InternVL's, for a single tile.
+#[derive(Debug)]
+struct OneTile {
+    vision: internvl::VisionModel,
+    projector: internvl::Projector,
+    /// Of the picture, in pixels.
+    side: usize,
+}
+
+impl Eyes for OneTile {
+    fn tokens(&self, image: &Image) -> Tensor<3> {
+        let side = self.side as u32;
+        let pixels = image.resize(side, side).normalised();
+        let pixels = self.vision.pixels(pixels, 1, self.side);
+        self.projector.forward(self.vision.forward(pixels))
     }
 }
 
 /// A network, taken apart.
 struct Parts {
-    eyes: Eyes,
+    eyes: Box<dyn Eyes>,
     language: LanguageModel,
     sizes: LanguageConfig,
     layout: Layout,
@@ -227,7 +233,7 @@ impl ConfigFile {
         let is_llama_3 = tokenizer.added_token("<|start_header_id|>").is_some();
         Ok(Parts {
             needless: config.needless_keys(),
-            eyes: Eyes::Llava(pictures),
+            eyes: Box::new(pictures),
             language,
             layout: match (config.is_mistral, is_llama_3) {
                 (true, _) => Layout::Mistral,
@@ -248,11 +254,11 @@ impl ConfigFile {
         let tensors = Tensors::root(source);
         let language = tensors.at("language_model");
         Ok(Parts {
-            eyes: Eyes::InternVl {
+            eyes: Box::new(OneTile {
                 vision: internvl::VisionModel::load(&tensors.at("vision_model"), &config.vision)?,
                 projector: internvl::Projector::load(&tensors, &config)?,
                 side: config.image_size,
-            },
+            }),
             language: LanguageModel::load(&language, &config.language)?,
             layout,
             sizes: config.language,
@@ -265,7 +271,7 @@ impl ConfigFile {
         let config = qwen_vl::Config::from_json(&self.bytes, &self.path)?;
         let QwenVl { pictures, language } = QwenVl::load(source, &config)?;
         Ok(Parts {
-            eyes: Eyes::QwenVl(pictures),
+            eyes: Box::new(pictures),
             language,
             layout: Layout::ChatMl {
                 system: SYSTEM_QWEN,

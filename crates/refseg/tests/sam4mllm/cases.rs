@@ -161,13 +161,13 @@ fn check(case: &Case) -> Outcome {
             let masks: Vec<Mask> = case
                 .get::<Vec<Vec<String>>>("masks")
                 .iter()
-                .map(mask)
+                .map(|rows| mask(rows))
                 .collect();
             let mut union = masks[0].clone();
             for other in &masks[1..] {
                 union = union.union(other)?;
             }
-            assert_eq!(union, mask(&case.expected("mask")), "{id}");
+            assert_eq!(union, mask(&case.expected::<Vec<String>>("mask")), "{id}");
             assert_eq!(
                 union.area() == 0,
                 case.expected::<bool>("no_target"),
@@ -418,7 +418,7 @@ fn objects(input: &Value) -> Vec<PromptedObject> {
 }
 
 /// A mask drawn with `0` and `1`.
-pub(crate) fn mask(rows: &Vec<String>) -> Mask {
+pub(crate) fn mask(rows: &[String]) -> Mask {
     let bits = rows
         .iter()
         .flat_map(|row| row.chars().map(|c| c == '1'))

@@ -169,7 +169,12 @@ fn without_an_object_nothing_is_drawn() -> Outcome {
         let (height, width) = case.size();
         let image = picture(width as u32, height as u32);
         let found = scene(&script, Settings::paper(), &image).segment("cat")?;
-        assert_eq!(found.mask, mask(&case.expected("mask")), "{}", case.id);
+        assert_eq!(
+            found.mask,
+            mask(&case.expected::<Vec<String>>("mask")),
+            "{}",
+            case.id
+        );
         assert_eq!(
             found.found,
             !case.expected::<bool>("no_target"),
