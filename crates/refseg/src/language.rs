@@ -357,11 +357,11 @@ impl LanguageLayer {
         match config.family {
             LanguageFamily::Qwen2 | LanguageFamily::Llama => Ok(Self {
                 attention_norm: norm("input_layernorm")?,
-                projections: Projections::Separate {
-                    query: projection("self_attn.q_proj", [width, width], width_field)?,
-                    key: projection("self_attn.k_proj", [width, narrow], heads_field)?,
-                    value: projection("self_attn.v_proj", [width, narrow], heads_field)?,
-                },
+                projections: Projections::Separate(Box::new([
+                    projection("self_attn.q_proj", [width, width], width_field)?,
+                    projection("self_attn.k_proj", [width, narrow], heads_field)?,
+                    projection("self_attn.v_proj", [width, narrow], heads_field)?,
+                ])),
                 output: plain("self_attn.o_proj", [width, width], width_field)?,
                 mlp_norm: norm("post_attention_layernorm")?,
                 gate: plain("mlp.gate_proj", [width, inner], inner_field)?,
@@ -460,15 +460,8 @@ struct LayerRead {
 /// Queries, keys and values of the tokens.
 #[derive(Debug, Clone)]
 enum Projections {
-    /// Qwen2, Llama.
-    Separate {
-        /// Key `self_attn.q_proj`.
-        query: Linear,
-        /// Key `self_attn.k_proj`.
-        key: Linear,
-        /// Key `self_attn.v_proj`.
-        value: Linear,
-    },
+    /// Qwen2 and Llama, keys `self_attn.q_proj`, `self_attn.k_proj` and `self_attn.v_proj`.
+    Separate(Box<[Linear; 3]>),
     /// InternLM2, key `attention.wqkv`: one group for each key-value head, which holds the
     /// group's query heads, its key head, then its value head.
     ByGroup(Linear),
@@ -480,11 +473,14 @@ impl Projections {
     /// `(B, L, D)` to `(B, heads, L, d)`, and twice `(B, groups, L, d)`.
     fn forward(&self, x: Tensor<3>, heads: usize, groups: usize) -> [Tensor<4>; 3] {
         match self {
-            Self::Separate { query, key, value } => [
-                split_heads(query.forward(x.clone()), heads),
-                split_heads(key.forward(x.clone()), groups),
-                split_heads(value.forward(x), groups),
-            ],
+            Self::Separate(separate) => {
+                let [query, key, value] = &**separate;
+                [
+                    split_heads(query.forward(x.clone()), heads),
+                    split_heads(key.forward(x.clone()), groups),
+                    split_heads(value.forward(x), groups),
+                ]
+            }
             Self::ByGroup(fused) => {
                 let per_group = heads / groups;
                 let joined = split_heads(fused.forward(x), heads + 2 * groups);

@@ -403,7 +403,7 @@ impl<'a> Pass<'a> {
             return Ok(head);
         }
         let (rope, mask) = self.around(model, &last.device());
-        for (layer, x) in model.language.layers().iter().zip(inputs.into_iter()).rev() {
+        for (layer, x) in model.language.layers().iter().zip(inputs).rev() {
             let Some(gradient) = flow else { break };
             let x = leaf(x);
             let y = layer.forward(x.clone(), &rope, &mask);

@@ -44,15 +44,19 @@ enum Features {
     /// The ViT's patches alone: C.
     Vision,
     /// The language model's image tokens alone, at the resolution of the patches: C.
-    Language(Meaning),
+    Language(Box<Meaning>),
     /// Patches and tokens side by side: 2C.
-    Concat(Meaning),
+    Concat(Box<Meaning>),
     /// DSFF: the patches after a look at the tokens, the patches, and the tokens: 3C.
-    Dsff {
-        /// Key `ca_layer_v2l`: patches query the language model's image tokens.
-        vit_to_llm: CrossDecoder,
-        meaning: Meaning,
-    },
+    Dsff(Box<Dsff>),
+}
+
+/// Patches and tokens, and what patches find in the tokens.
+#[derive(Debug, Clone)]
+struct Dsff {
+    /// Key `ca_layer_v2l`: patches query the language model's image tokens.
+    vit_to_llm: CrossDecoder,
+    meaning: Meaning,
 }
 
 /// The picture as the language model sees it.
@@ -191,10 +195,11 @@ impl MaskDecoder {
                 let tokens = meaning.down.forward(llm);
                 Tensor::cat(vec![vit, meaning.upsample.forward(tokens)], 2)
             }
-            Features::Dsff {
-                vit_to_llm,
-                meaning,
-            } => {
+            Features::Dsff(dsff) => {
+                let Dsff {
+                    vit_to_llm,
+                    meaning,
+                } = &**dsff;
                 let tokens = meaning.down.forward(llm);
                 let detail = vit_to_llm.forward(vit.clone(), tokens.clone()); // (B, P, C)
                 Tensor::cat(vec![detail, vit, meaning.upsample.forward(tokens)], 2)
@@ -249,12 +254,12 @@ impl Features {
         };
         Ok(match config.fusion {
             Fusion::Vision => Self::Vision,
-            Fusion::Language => Self::Language(meaning()?),
-            Fusion::Concat => Self::Concat(meaning()?),
-            Fusion::Dsff => Self::Dsff {
+            Fusion::Language => Self::Language(Box::new(meaning()?)),
+            Fusion::Concat => Self::Concat(Box::new(meaning()?)),
+            Fusion::Dsff => Self::Dsff(Box::new(Dsff {
                 vit_to_llm: CrossDecoder::load(&tensors.at("ca_layer_v2l.decoder"), width)?,
                 meaning: meaning()?,
-            },
+            })),
         })
     }
 }
@@ -576,13 +581,13 @@ mod tests {
         let llm = input("input.img_llm", [1, 256, 64]);
         let text = input("input.text", [1, 2, 64]);
 
-        let Features::Dsff {
-            vit_to_llm,
-            meaning,
-        } = &decoder.features
-        else {
+        let Features::Dsff(dsff) = &decoder.features else {
             panic!("published models join features by DSFF");
         };
+        let Dsff {
+            vit_to_llm,
+            meaning,
+        } = &**dsff;
         let l16 = meaning.down.forward(llm.clone());
         check(
             "L16",
