@@ -72,7 +72,7 @@ fn a_run_leaves_a_model_that_every_command_takes() {
         ran.stderr
     );
     assert!(
-        ran.stderr.contains("step 3, held out: cIoU "),
+        ran.stderr.contains("held out: cIoU ") && ran.stderr.contains("after step 3"),
         "{}",
         ran.stderr
     );
