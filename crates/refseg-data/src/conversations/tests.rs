@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use refseg::{
     mask::MaskError,
     sam::{Label, Prompt},
@@ -150,6 +152,28 @@ fn conversations_say_what_the_recipe_says() {
     assert!(turns[of("nothing")].question.contains("(0+):"));
     let after = turns.get(of("nothing") + 1);
     assert!(after.is_none_or(|turn| turn.question.starts_with("Please")));
+}
+
+#[test]
+fn neither_expressions_nor_objects_keep_their_order() {
+    let described = described();
+    let (mut first_asked, mut first_probed) = (Vec::new(), Vec::new());
+    for epoch in 0..20 {
+        let recipe = Recipe::repaired();
+        let mut random = recipe.stream("7", epoch);
+        let turns = write(&described, &recipe, &mut random, &no_tokens)
+            .conversations
+            .concat();
+        first_asked.push(turns[0].question.clone());
+        let both = turns
+            .iter()
+            .position(|turn| turn.question.ends_with("\"both\"."))
+            .expect("the phrase");
+        let (about, _) = turns[both + 1].question.split_once(":\n").expect("points");
+        first_probed.push(about.to_owned());
+    }
+    let distinct = |things: &[String]| things.iter().collect::<HashSet<_>>().len();
+    assert_eq!((distinct(&first_asked), distinct(&first_probed)), (3, 2));
 }
 
 #[test]
