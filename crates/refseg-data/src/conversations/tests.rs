@@ -154,6 +154,53 @@ fn conversations_say_what_the_recipe_says() {
     assert!(after.is_none_or(|turn| turn.question.starts_with("Please")));
 }
 
+/// Of the first two points about an object, in shares of its box: Bridson's algorithm draws
+/// neighbours one after the other, but the model is not to be asked about neighbours only.
+#[test]
+fn points_are_spread_over_the_box() {
+    let mut described = described();
+    described.expressions.truncate(1);
+    for recipe in [Recipe::code(), Recipe::paper()] {
+        let (mut distances, mut upper_right, mut count) = (0.0, 0, 0);
+        for epoch in 0..200 {
+            let mut random = recipe.stream("7", epoch);
+            let written = write(&described, &recipe, &mut random, &no_tokens);
+            let question = &written.conversations[0][1].question;
+            let points = question.split(['(', ')']).filter_map(|pair| {
+                let (x, y) = pair.split_once(',')?;
+                let [x, y]: [f64; 2] = [x.parse().ok()?, y.parse().ok()?];
+                Some([(x - 200.0) / 200.0, (y - 250.0) / 333.0])
+            });
+            let points: Vec<[f64; 2]> = points.collect();
+            upper_right += points.iter().filter(|[u, v]| *u > 0.5 && *v < 0.5).count();
+            count += points.len();
+            if let [[u1, v1], [u2, v2], ..] = points[..] {
+                distances += (u1 - u2).hypot(v1 - v2) / 200.0;
+            }
+        }
+        let share = upper_right as f64 / count as f64;
+        assert!((0.2..0.3).contains(&share), "{share}");
+        // Two points of the unit square are 0.52 apart on average.
+        assert!((0.45..0.6).contains(&distances), "{distances}");
+    }
+}
+
+#[test]
+fn recipes_are_those_of_the_paper_and_the_code() {
+    let (code, paper, repaired) = (Recipe::code(), Recipe::paper(), Recipe::repaired());
+    assert_eq!(
+        [code.tokens, paper.tokens, repaired.tokens],
+        [1536, 2048, 1536]
+    );
+    assert_eq!((code.expressions, code.conversations), (5, Some(20)));
+    let spread = Spread::Poisson {
+        radius: 0.1,
+        candidates: 100,
+    };
+    assert_eq!((code.spread, paper.spread), (spread, Spread::Uniform));
+    assert_eq!(repaired.spread, spread);
+}
+
 #[test]
 fn neither_expressions_nor_objects_keep_their_order() {
     let described = described();
@@ -350,6 +397,19 @@ fn the_groups_that_mask_best_are_kept() -> Result<(), MaskError> {
     Ok(())
 }
 
+/// A mask that covers the object and everything else is no good one.
+#[test]
+fn groups_are_ranked_by_iou() -> Result<(), MaskError> {
+    let object = rectangle([40, 30, 60, 60]);
+    let groups = draw_groups(&object, SIZE, 2, &mut SplitMix64::new(5));
+    let masks = [[0, 0, 200, 120], [50, 30, 60, 60]].map(|corners| rectangle(corners).mask);
+    let kept = best_groups(&object, groups.clone(), 1, |_| {
+        Ok::<_, MaskError>(masks.to_vec())
+    })?;
+    assert_eq!(kept, groups[1..]);
+    Ok(())
+}
+
 #[test]
 fn prompts_are_taught_at_once_by_ppg() {
     let mut described = described();
@@ -380,6 +440,10 @@ fn prompts_are_taught_at_once_by_ppg() {
     for (said, object) in said.iter().zip(&described.objects) {
         assert!(object.groups.contains(said));
     }
+    // Another epoch picks others.
+    let again = write(&described, &recipe, &mut SplitMix64::new(1), &no_tokens);
+    let turns = again.conversations.concat();
+    assert!(turns.iter().all(|turn| turn.answer != both.answer));
 }
 
 fn no_tokens(_: &[Turn]) -> usize {
