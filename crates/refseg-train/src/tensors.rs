@@ -30,3 +30,21 @@ pub(crate) fn indices(values: impl IntoIterator<Item = i64>, device: &Device) ->
     let count = values.len();
     Tensor::from_data(TensorData::new(values, [count]), device)
 }
+
+/// What is added to the scores of a row that holds `start` tokens and then `count` continuations
+/// of `length` tokens each: a token sees the first ones and its own continuation, up to itself.
+///
+/// `(L, L)` values for rows of `L = start + count · length` tokens.
+pub(crate) fn packed_mask(start: usize, count: usize, length: usize) -> Vec<f32> {
+    let row = start + count * length;
+    let mut mask = vec![f32::NEG_INFINITY; row * row];
+    for (query, seen) in mask.chunks_mut(row).enumerate() {
+        let own = match query.checked_sub(start) {
+            None => 0,
+            Some(behind) => start + behind / length * length,
+        };
+        seen[..start.min(query + 1)].fill(0.0);
+        seen[own..=query].fill(0.0);
+    }
+    mask
+}

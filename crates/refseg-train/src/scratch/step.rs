@@ -1,6 +1,6 @@
 //! One training step: pictures and phrases in, losses and gradients out.
 
-use burn::tensor::{Device, Tensor, TensorData, activation};
+use burn::tensor::{Device, Tensor, activation};
 use refseg::{internvl::Config, mllmseg::Mllmseg, prompt::PromptBuilder};
 
 use super::{
@@ -12,7 +12,7 @@ use crate::{
     losses::{Losses, binary_cross_entropy, cross_entropy, dice},
     parameters::{Leaves, Parameters},
     run::{Measured, Statistics, Work},
-    tensors::{floats, indices, scalar, values},
+    tensors::{floats, indices, packed_mask, scalar, values},
 };
 
 /// Weights of the losses; Dice counts double, as the small masks need it.
@@ -86,7 +86,9 @@ pub fn forward(
     let positions: Vec<usize> = (0..start)
         .chain((0..count).flat_map(|_| start..start + length))
         .collect();
-    let mask = packed_mask(start, count, length, &device);
+    let total = start + count * length;
+    let mask = packed_mask(start, count, length);
+    let mask = floats(&mask, [1, 1, total, total], &device);
     let (hidden, _) = model.language.forward(x, &positions, &mask, None);
 
     let llm = model.image_states(hidden.clone(), prefix.image_start, config.image_tokens());
@@ -225,21 +227,4 @@ pub fn step(
             tokens: (batch.pictures * row) as u64,
         },
     })
-}
-
-/// `(1, 1, L, L)` for a picture's tokens and `count` phrases of `length` behind them.
-fn packed_mask(start: usize, count: usize, length: usize, device: &Device) -> Tensor<4> {
-    let total = start + count * length;
-    let mut mask = vec![f32::NEG_INFINITY; total * total];
-    for query in 0..total {
-        let row = &mut mask[query * total..][..total];
-        let own = if query < start {
-            0
-        } else {
-            start + (query - start) / length * length
-        };
-        row[..start.min(query + 1)].fill(0.0);
-        row[own..=query].fill(0.0);
-    }
-    Tensor::from_data(TensorData::new(mask, [1, 1, total, total]), device)
 }

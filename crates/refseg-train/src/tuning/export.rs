@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 use refseg::weights::{Dtype, SaveDtype, TensorSpec, WeightsError, save_sharded};
 use serde_json::{Value, json};
 
-use super::{DECODER, LAYERS, Tuning};
+use super::{DECODER, LAYERS, Tuning, is_vocabulary};
 use crate::{
     TrainError, checkpoint,
     parameters::{Parameter, Parameters, Values},
@@ -94,7 +94,7 @@ fn tensors(tuning: &Tuning, parameters: &Parameters) -> BTreeMap<String, Vec<usi
             return None;
         }
         let mut shape = info.shape.clone();
-        if super::VOCABULARY.contains(&key) {
+        if is_vocabulary(key) {
             shape[0] = grown;
         }
         Some((key.to_owned(), shape))

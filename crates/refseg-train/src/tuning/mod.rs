@@ -75,13 +75,21 @@ pub struct Workers {
 const DECODER: &str = "res_decoder.";
 /// Keys of the language model's layers begin so.
 const LAYERS: &str = "language_model.model.layers.";
-/// Keys of the embedding and of the head, in either family.
-const VOCABULARY: [&str; 4] = [
+/// Keys of the embedding, in either family.
+const EMBEDDINGS: [&str; 2] = [
     "language_model.model.embed_tokens.weight",
-    "language_model.lm_head.weight",
     "language_model.model.tok_embeddings.weight",
+];
+/// Keys of the head, in either family.
+const HEADS: [&str; 2] = [
+    "language_model.lm_head.weight",
     "language_model.output.weight",
 ];
+
+/// Whether a tensor has a row for each token.
+fn is_vocabulary(key: &str) -> bool {
+    EMBEDDINGS.contains(&key) || HEADS.contains(&key)
+}
 
 impl Tuning {
     /// Begins a run in `folder`, or goes on with the one that lies there.
@@ -453,7 +461,7 @@ fn parameters(
             parameters.insert(key.clone(), parameter);
             continue;
         }
-        if recipe.train.new_rows && VOCABULARY.contains(&key.as_str()) {
+        if recipe.train.new_rows && is_vocabulary(key) {
             let width = shape[1];
             let rows = values()?[first_row * width..][..2 * width].to_vec();
             let parameter = Parameter::trained(vec![2, width], rows, averaged);

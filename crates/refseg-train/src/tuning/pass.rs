@@ -14,7 +14,10 @@ use refseg::{
     tokenizer::SpecialTokens,
 };
 
-use super::recipe::{Loss, MaskForm, Padding};
+use super::{
+    EMBEDDINGS, LAYERS,
+    recipe::{Loss, MaskForm, Padding},
+};
 use crate::{
     TrainError,
     losses::{
@@ -22,7 +25,7 @@ use crate::{
     },
     parameters::{Leaves, Parameters},
     run::{Measured, Statistics, Work},
-    tensors::{indices, scalar, values},
+    tensors::{indices, packed_mask, scalar, values},
 };
 
 /// A picture and what is asked about it.
@@ -202,27 +205,22 @@ impl<'a> Pass<'a> {
     fn around(&self, model: &Mllmseg, device: &Device) -> (Rope, Tensor<4>) {
         let rope = model.language.rope(&self.layout.positions(), device);
         let mask = match self.setting.loss.padding {
-            Padding::Ignored => self.packed_mask(&[], device),
+            Padding::Ignored => self.mask(&[], device),
             // The reference hides every token 0, and so real ones too: Qwen2's exclamation mark.
-            Padding::TokenZero => self.packed_mask(&[0], device),
+            Padding::TokenZero => self.mask(&[0], device),
         };
         (rope, mask)
     }
 
-    /// `(B or 1, 1, L, L)`: a token sees the prefix up to itself and its own prompt up to itself,
-    /// but no `hidden` ones.
-    fn packed_mask(&self, hidden: &[u32], device: &Device) -> Tensor<4> {
-        let Layout { start, length, .. } = self.layout;
+    /// [`packed_mask`] as `(1, 1, L, L)`, or without `hidden` tokens as `(B, 1, L, L)`.
+    fn mask(&self, hidden: &[u32], device: &Device) -> Tensor<4> {
+        let Layout {
+            start,
+            count,
+            length,
+        } = self.layout;
         let row = self.layout.row();
-        let mut seen = vec![f32::NEG_INFINITY; row * row];
-        for (query, seen) in seen.chunks_mut(row).enumerate() {
-            let own = match query.checked_sub(start) {
-                None => 0,
-                Some(behind) => start + behind / length * length,
-            };
-            seen[..start.min(query + 1)].fill(0.0);
-            seen[own..=query].fill(0.0);
-        }
+        let seen = packed_mask(start, count, length);
         if hidden.is_empty() {
             return Tensor::from_data(TensorData::new(seen, [1, 1, row, row]), device);
         }
@@ -397,8 +395,8 @@ impl<'a> Pass<'a> {
             let mut below = parameters.iter().filter(|(key, _)| key.starts_with(prefix));
             below.any(|(_, parameter)| parameter.is_trained())
         };
-        let in_front = ["vision_model.", "mlp1.", EMBEDDINGS[0], EMBEDDINGS[1]];
-        let front_is_trained = in_front.into_iter().any(is_trained);
+        let mut in_front = ["vision_model.", "mlp1."].into_iter().chain(EMBEDDINGS);
+        let front_is_trained = in_front.any(is_trained);
         if !front_is_trained && !is_trained(LAYERS) {
             return Ok(head);
         }
@@ -424,14 +422,6 @@ impl<'a> Pass<'a> {
         Ok(head)
     }
 }
-
-/// Keys of the language model's layers begin so.
-const LAYERS: &str = "language_model.model.layers.";
-/// Keys of the embedding in the two families.
-const EMBEDDINGS: [&str; 2] = [
-    "language_model.model.embed_tokens",
-    "language_model.model.tok_embeddings",
-];
 
 /// Losses over masks, not yet averaged.
 #[derive(Default)]
