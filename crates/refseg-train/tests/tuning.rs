@@ -124,6 +124,37 @@ fn a_run_stopped_ten_times_ends_like_one_that_was_not() -> Outcome {
     Ok(())
 }
 
+/// Also where the model has a decoder of that very kind: decoders that are compared must begin alike.
+#[test]
+fn a_named_fusion_begins_the_decoder_anew() -> Outcome {
+    let begin = |overrides: &[&str]| -> Result<_, Box<dyn Error>> {
+        let folder = tempfile::tempdir()?;
+        let run = open(
+            folder.path(),
+            Start::Builtin,
+            &recipe("refseg-res", overrides)?,
+            1,
+        )?;
+        let size = |key: &str| run.parameters().get(key).map(|p| p.shape.clone());
+        let first = "res_decoder.conv2.weight";
+        let values = run.parameters().get(first).expect("it has one");
+        Ok((
+            size("res_decoder.text_out_adapter.weight"),
+            values.values.clone(),
+        ))
+    };
+    let (kept, anew, narrower) = (
+        begin(&[])?,
+        begin(&["train.fusion=dsff"])?,
+        begin(&["train.fusion=t1"])?,
+    );
+    assert_eq!(kept.0, anew.0);
+    assert_ne!(kept.1, anew.1);
+    assert_ne!(narrower.0, anew.0, "t1 has less to join");
+    assert_eq!(narrower.1, anew.1, "what they share begins alike");
+    Ok(())
+}
+
 #[test]
 fn two_workers_come_to_what_one_comes_to() -> Outcome {
     let recipe = recipe("finetune", &["steps=2", "watch.every=100"])?;

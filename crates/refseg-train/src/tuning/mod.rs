@@ -446,7 +446,8 @@ fn parameters(
             .parameters
             .iter()
             .any(|name| key.contains(name));
-        let is_new = key.starts_with(DECODER) && !base.contains(key);
+        let is_replaced = recipe.train.fusion.is_some() || !base.contains(key);
+        let is_new = key.starts_with(DECODER) && is_replaced;
         if is_named || is_new || is_buffer(key) {
             let values = if is_new {
                 decoder_values(key, shape, fan_in(), recipe.seed)

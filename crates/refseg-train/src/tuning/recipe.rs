@@ -123,7 +123,8 @@ pub struct Train {
     pub new_rows: bool,
     /// Whether the mask decoder drops values in training, as published (0.1).
     pub decoder_dropout: bool,
-    /// Which image features a new mask decoder joins; that of the model if it has one.
+    /// Which image features the mask decoder joins. Where it is given, the decoder begins anew,
+    /// also that of a model which has one.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
