@@ -1,0 +1,231 @@
+//! Which instructions the kernels are made of, and which of them this machine has.
+
+use std::{env, fmt, str::FromStr, sync::OnceLock};
+
+use crate::Precision;
+
+/// Instructions that the kernels are written for; each set has those of the sets before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum InstructionSet {
+    /// Plain Rust, vectorised by the compiler for what every machine of the target has: SSE2 on x86-64, NEON on
+    /// AArch64.
+    Portable,
+    /// AVX2 and FMA: x86-64 since 2013.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// And its products of 8-bit numbers, VNNI.
+    Avx512Vnni,
+    /// And its products of bf16 numbers.
+    Avx512Bf16,
+}
+
+/// The environment variable that names the set to use.
+const VARIABLE: &str = "REFSEG_CPU";
+
+impl InstructionSet {
+    /// All of them, narrowest first.
+    pub const ALL: [Self; 5] = [
+        Self::Portable,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Avx512Bf16,
+    ];
+
+    /// The set that kernels use unless they are told otherwise: the one that `REFSEG_CPU` names, else the widest one.
+    ///
+    /// A program says at its start, by [`InstructionSet::chosen`], what is wrong with the variable; here, a name that
+    /// this machine cannot follow counts as none.
+    pub fn current() -> Self {
+        static CURRENT: OnceLock<InstructionSet> = OnceLock::new();
+        *CURRENT.get_or_init(|| Self::chosen().unwrap_or_else(|_| Self::widest()))
+    }
+
+    /// The set that the environment variable `REFSEG_CPU` names, or the widest one if it is not set.
+    ///
+    /// # Errors
+    /// If it names no set, or one that this machine lacks.
+    pub fn chosen() -> Result<Self, CpuError> {
+        let Some(name) = env::var_os(VARIABLE).filter(|name| !name.is_empty()) else {
+            return Ok(Self::widest());
+        };
+        let set: Self = name.to_string_lossy().parse()?;
+        if set.is_available() {
+            Ok(set)
+        } else {
+            Err(CpuError::Absent { set })
+        }
+    }
+
+    /// The widest set that this machine has.
+    pub fn widest() -> Self {
+        Self::available().last().copied().unwrap_or(Self::Portable)
+    }
+
+    /// The sets that this machine has, narrowest first.
+    pub fn available() -> Vec<Self> {
+        let has = |set: &Self| set.is_available();
+        Self::ALL.into_iter().filter(has).collect()
+    }
+
+    /// Whether this machine has it.
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let below = Self::ALL.into_iter().filter(|&set| set < self);
+            let itself = match self {
+                Self::Portable => true,
+                Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+                Self::Avx512 => {
+                    is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512bw")
+                        && is_x86_feature_detected!("avx512dq")
+                        && is_x86_feature_detected!("avx512vl")
+                }
+                Self::Avx512Vnni => is_x86_feature_detected!("avx512vnni"),
+                Self::Avx512Bf16 => is_x86_feature_detected!("avx512bf16"),
+            };
+            itself && below.into_iter().all(Self::is_available)
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Portable
+        }
+    }
+
+    /// As `REFSEG_CPU` names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Bf16 => "avx512-bf16",
+        }
+    }
+
+    /// What computes a product with a weight of this precision, in words.
+    pub fn path(self, precision: Precision) -> &'static str {
+        match (precision, self) {
+            (Precision::F32, Self::Portable) => "f32 products as the compiler vectorises them",
+            (Precision::F32, Self::Avx2) => "f32, AVX2 and FMA",
+            (Precision::F32, _) => "f32, AVX-512",
+            (Precision::Bf16, Self::Portable) => "widened to f32, as the compiler vectorises it",
+            (Precision::Bf16, Self::Avx2) => "widened to f32, AVX2 and FMA",
+            (Precision::Bf16, Self::Avx512 | Self::Avx512Vnni) => "widened to f32, AVX-512",
+            (Precision::Bf16, Self::Avx512Bf16) => "pairs of bf16, AVX512-BF16",
+            (Precision::Int8, Self::Portable) => {
+                "widened to 16 bits, as the compiler vectorises it"
+            }
+            (Precision::Int8, Self::Avx2) => "widened to 16 bits, AVX2",
+            (Precision::Int8, Self::Avx512) => "widened to 16 bits, AVX-512",
+            (Precision::Int8, Self::Avx512Vnni | Self::Avx512Bf16) => "quads of 8 bits, VNNI",
+        }
+    }
+
+    /// [`InstructionSet::path`] of each precision.
+    pub fn table(self) -> [(Precision, &'static str); 3] {
+        Precision::ALL.map(|precision| (precision, self.path(precision)))
+    }
+}
+
+impl fmt::Display for InstructionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for InstructionSet {
+    type Err = CpuError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|set| set.name() == name)
+            .ok_or_else(|| CpuError::Unknown { name: name.into() })
+    }
+}
+
+/// Why the instruction set asked for cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CpuError {
+    /// There is no set of this name.
+    Unknown {
+        /// What `REFSEG_CPU` says.
+        name: String,
+    },
+    /// This machine lacks it.
+    Absent {
+        /// What `REFSEG_CPU` names.
+        set: InstructionSet,
+    },
+}
+
+impl fmt::Display for CpuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |sets: &[InstructionSet]| {
+            sets.iter()
+                .map(|set| set.name())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        match self {
+            Self::Unknown { name } => {
+                let all = names(&InstructionSet::ALL);
+                write!(
+                    f,
+                    "{VARIABLE} is `{name}`, which is no instruction set: choose one of {all}"
+                )
+            }
+            Self::Absent { set } => {
+                let available = names(&InstructionSet::available());
+                write!(
+                    f,
+                    "{VARIABLE} is `{set}`, which this machine lacks: it has {available}"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for CpuError {}
+
+/// Compiles plain Rust for each instruction set, and calls the one for `set`.
+///
+/// The caller answers for it that this machine has `set`.
+macro_rules! vectorised {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$attribute])*
+        $visibility fn $name(set: $crate::InstructionSet, $($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn plain($($argument: $type),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            fn avx512($($argument: $type),*) $(-> $result)? {
+                plain($($argument),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($argument: $type),*) $(-> $result)? {
+                plain($($argument),*)
+            }
+
+            debug_assert!(set.is_available());
+            match set {
+                $crate::InstructionSet::Portable => plain($($argument),*),
+                // SAFETY: sets are chosen among those that this machine has.
+                #[cfg(target_arch = "x86_64")]
+                $crate::InstructionSet::Avx2 => unsafe { avx2($($argument),*) },
+                // SAFETY: sets are chosen among those that this machine has.
+                #[cfg(target_arch = "x86_64")]
+                _ => unsafe { avx512($($argument),*) },
+                #[cfg(not(target_arch = "x86_64"))]
+                _ => plain($($argument),*),
+            }
+        }
+    };
+}
+pub(crate) use vectorised;

@@ -1,0 +1,22 @@
+//! Matrix products and attention on a CPU, in f32, bf16 and int8.
+//!
+//! A weight is packed once, as [`Packed`], for the instruction set that will read it; [`Packed::multiply`] and
+//! [`attention()`] share their work among the threads of rayon's current pool. Each element of a result is summed by
+//! one thread, in the order of the inputs: neither the number of threads nor the other rows change a bit of it.
+//!
+//! Which path runs is decided when the program runs: see [`InstructionSet`]. All `unsafe` of the project is in here.
+
+mod attention;
+mod epilogue;
+mod instruction_set;
+pub mod math;
+mod memory;
+mod packed;
+mod precision;
+mod tile;
+
+pub use attention::{AttentionMask, AttentionShape, attention, attention_for_set};
+pub use epilogue::{Activation, Epilogue};
+pub use instruction_set::{CpuError, InstructionSet};
+pub use packed::Packed;
+pub use precision::Precision;

@@ -1,0 +1,85 @@
+//! Buffers that start where a cache line starts.
+
+use std::{
+    marker::PhantomData,
+    ops::{Deref, DerefMut},
+};
+
+/// A cache line.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Numbers of which every pattern of bits is one.
+///
+/// # Safety
+/// The type has no padding, no invalid bit patterns, and needs no larger alignment than 64.
+pub(crate) unsafe trait Number: Copy {}
+
+// SAFETY: whole numbers and floats have neither padding nor invalid patterns.
+unsafe impl Number for i8 {}
+// SAFETY: as above.
+unsafe impl Number for u8 {}
+// SAFETY: as above.
+unsafe impl Number for u16 {}
+// SAFETY: as above.
+unsafe impl Number for u32 {}
+// SAFETY: as above.
+unsafe impl Number for f32 {}
+
+/// A buffer of numbers, aligned to cache lines.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Aligned<T> {
+    lines: Vec<Line>,
+    len: usize,
+    number: PhantomData<T>,
+}
+
+impl<T: Number> Aligned<T> {
+    pub(crate) fn zeros(len: usize) -> Self {
+        let mut new = Self {
+            lines: Vec::new(),
+            len: 0,
+            number: PhantomData,
+        };
+        new.resize(len);
+        new
+    }
+
+    /// Makes it `len` numbers long. What was there stays in part; what it holds then is for the caller to write.
+    pub(crate) fn resize(&mut self, len: usize) {
+        let lines = (len * size_of::<T>()).div_ceil(64);
+        if lines > self.lines.len() {
+            self.lines.resize(lines, Line([0; 64]));
+        }
+        self.len = len;
+    }
+}
+
+impl<T: Number> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `resize` has made the lines hold `len` numbers at least; they are initialised, and a `Number` is valid
+        // whatever its bits and aligned where a line is.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Number> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as for `deref`, and the lines are borrowed for as long as the slice.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl Aligned<u16> {
+    /// The same memory as bytes.
+    pub(crate) fn cast(self) -> Aligned<i8> {
+        Aligned {
+            lines: self.lines,
+            len: 2 * self.len,
+            number: PhantomData,
+        }
+    }
+}

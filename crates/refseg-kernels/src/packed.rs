@@ -1,0 +1,524 @@
+//! A weight packed once, and products with it.
+
+use rayon::prelude::*;
+
+use crate::{
+    Epilogue, InstructionSet, Precision,
+    epilogue::{Place, RowScale, Shared, Sums, finish},
+    instruction_set::vectorised,
+    memory::Aligned,
+    precision::{int8_scales, largest_magnitude, round_to_bf16, round_to_int8, widen_bf16},
+    tile::{BLOCK, Tile, Unit},
+};
+
+/// A weight `(outputs, inputs)`, packed for one instruction set.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    outputs: usize,
+    inputs: usize,
+    precision: Precision,
+    tile: Tile,
+    panels: Panels,
+    /// Of each output, for whole numbers: what they are multiplied by.
+    scales: Vec<f32>,
+}
+
+/// Panels one after the other, the last one filled up with zeros.
+#[derive(Debug, Clone)]
+enum Panels {
+    /// As the innermost loop reads them.
+    Units(Aligned<u32>),
+    /// To be widened to [`Unit::Float`].
+    Bf16(Aligned<u16>),
+    /// To be widened to [`Unit::ShortPair`].
+    Int8(Aligned<i8>),
+}
+
+/// The most inputs of a weight in whole numbers: sums are kept in 32 bits, and wrap around on the way, but what they
+/// come to must fit: `inputs · 127² < 2³¹`.
+const MOST_INT8_INPUTS: usize = (i32::MAX / (127 * 127)) as usize;
+
+/// Steps that are summed before the next panel's: a slab of a panel stays in the nearest cache meanwhile.
+const SLAB: usize = 256;
+
+impl Packed {
+    /// Packs a weight for [`InstructionSet::current`].
+    ///
+    /// # Panics
+    /// If `weight` is not of `outputs · inputs` numbers, or if it is to be [`Precision::Int8`] and has over 133,000
+    /// inputs.
+    pub fn new(weight: &[f32], outputs: usize, inputs: usize, precision: Precision) -> Self {
+        Self::for_set(
+            weight,
+            outputs,
+            inputs,
+            precision,
+            InstructionSet::current(),
+        )
+    }
+
+    /// Packs a weight for an instruction set.
+    ///
+    /// # Panics
+    /// As [`Packed::new`], and if this machine lacks the set.
+    pub fn for_set(
+        weight: &[f32],
+        outputs: usize,
+        inputs: usize,
+        precision: Precision,
+        set: InstructionSet,
+    ) -> Self {
+        let found = weight.len();
+        assert!(
+            found == outputs * inputs,
+            "a weight of {found} numbers is not one of {outputs}×{inputs}"
+        );
+        assert!(set.is_available(), "this machine lacks {set}");
+        let unit = match precision {
+            Precision::F32 => Unit::Float,
+            Precision::Bf16 => Unit::Float,
+            Precision::Int8 => Unit::ShortPair,
+        };
+        let tile = Tile { set, unit };
+        let scales: Vec<_> = match precision {
+            Precision::Int8 => {
+                assert!(
+                    inputs <= MOST_INT8_INPUTS,
+                    "{inputs} inputs are too many to be summed in 32 bits"
+                );
+                let row = |row| int8_scales(largest_magnitude(&weight[row * inputs..][..inputs]));
+                (0..outputs).into_par_iter().map(row).collect()
+            }
+            Precision::F32 | Precision::Bf16 => Vec::new(),
+        };
+        let source = Source {
+            weight,
+            outputs,
+            inputs,
+            columns: tile.columns(),
+        };
+        let byte = |x: f32, output: usize| round_to_int8(x, scales[output].0);
+        let panels = match (precision, unit) {
+            (Precision::F32, _) => Panels::Units(source.pack(|_, [x]: [f32; 1]| x.to_bits())),
+            (Precision::Bf16, Unit::Bf16Pair) => {
+                Panels::Units(source.pack(|_, x: [f32; 2]| pair(x.map(round_to_bf16))))
+            }
+            (Precision::Bf16, _) => Panels::Bf16(source.pack(|_, [x]: [f32; 1]| round_to_bf16(x))),
+            (Precision::Int8, Unit::ByteQuad) => {
+                Panels::Units(source.pack(|output, x: [f32; 4]| {
+                    u32::from_le_bytes(x.map(|x| (byte(x, output) as u8) ^ 0x80))
+                }))
+            }
+            (Precision::Int8, _) => {
+                let pairs = source.pack(|output, x: [f32; 2]| {
+                    u16::from_le_bytes(x.map(|x| byte(x, output) as u8))
+                });
+                Panels::Int8(pairs.cast())
+            }
+        };
+        Self {
+            outputs,
+            inputs,
+            precision,
+            tile,
+            panels,
+            scales: scales.into_iter().map(|(_, scale)| scale).collect(),
+        }
+    }
+
+    /// Numbers that come out for each row.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Numbers that go in for each row.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// In which numbers it is kept.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The instruction set it is packed for.
+    pub fn instruction_set(&self) -> InstructionSet {
+        self.tile.set
+    }
+
+    /// Memory that it takes.
+    pub fn bytes(&self) -> usize {
+        let panels = match &self.panels {
+            Panels::Units(units) => size_of_val::<[_]>(units),
+            Panels::Bf16(numbers) => size_of_val::<[_]>(numbers),
+            Panels::Int8(numbers) => size_of_val::<[_]>(numbers),
+        };
+        panels + size_of_val::<[_]>(&self.scales)
+    }
+
+    /// `x · Wᵀ`, then the epilogue.
+    ///
+    /// # Shapes
+    /// - `x`: `(rows, inputs)`
+    /// - `out`: `(rows, outputs)`
+    ///
+    /// # Panics
+    /// If `x`, `out` or a part of the epilogue is of another shape.
+    pub fn multiply(&self, x: &[f32], epilogue: &Epilogue<'_>, out: &mut [f32]) {
+        if out.is_empty() {
+            return;
+        }
+        assert!(self.outputs > 0, "a weight without outputs gives none");
+        let rows = out.len() / self.outputs;
+        assert!(
+            out.len() == rows * self.outputs && x.len() == rows * self.inputs,
+            "{} numbers in and {} out are no rows of {} and {}",
+            x.len(),
+            out.len(),
+            self.inputs,
+            self.outputs
+        );
+        epilogue.check(rows, self.outputs);
+
+        let strips = Strips::pack(self.tile, x, rows, self.inputs);
+        let jobs = Jobs::split(strips.count(), self.panel_count());
+        let out = Shared::new(out);
+        (0..jobs.count()).into_par_iter().for_each_init(
+            || (Aligned::default(), Aligned::default()),
+            |(sums, slab), job| self.run(jobs.get(job), &strips, epilogue, out, sums, slab),
+        );
+    }
+
+    fn run(
+        &self,
+        job: Job,
+        strips: &Strips,
+        epilogue: &Epilogue<'_>,
+        out: Shared,
+        sums: &mut Aligned<u32>,
+        slab: &mut Aligned<u32>,
+    ) {
+        let (most_rows, columns) = (self.tile.rows(), self.tile.columns());
+        let tile_len = most_rows * columns;
+        sums.resize(job.strips.len() * job.panels.len() * tile_len);
+        sums.fill(0);
+        let steps = self.steps();
+        let mut start = 0;
+        loop {
+            let len = SLAB.min(steps - start);
+            let last = start + len == steps;
+            let mut tiles = sums.chunks_exact_mut(tile_len);
+            for panel in job.panels.clone() {
+                let weights = self.slab(panel, start, len, slab);
+                for (strip, sums) in job.strips.clone().zip(&mut tiles) {
+                    let rows = strips.rows(strip);
+                    let units = strips.units(strip, start, len);
+                    self.tile.accumulate(rows.len(), len, units, weights, sums);
+                    if last {
+                        let column = panel * columns;
+                        let place = Place {
+                            row: rows.start,
+                            column,
+                            rows: rows.len(),
+                            columns: columns.min(self.outputs - column),
+                            outputs: self.outputs,
+                        };
+                        let kind = match self.precision {
+                            Precision::Int8 => Sums::Whole {
+                                rows: &strips.scales[rows],
+                                columns: &self.scales[column..],
+                            },
+                            Precision::F32 | Precision::Bf16 => Sums::Floats,
+                        };
+                        finish(self.tile.set, sums, columns, kind, epilogue, place, out);
+                    }
+                }
+            }
+            if last {
+                break;
+            }
+            start += len;
+        }
+    }
+
+    fn steps(&self) -> usize {
+        self.inputs.div_ceil(self.tile.unit.inputs())
+    }
+
+    fn panel_count(&self) -> usize {
+        self.outputs.div_ceil(self.tile.columns())
+    }
+
+    /// Some steps of a panel, as the innermost loop reads them.
+    fn slab<'a>(
+        &'a self,
+        panel: usize,
+        start: usize,
+        len: usize,
+        widened: &'a mut Aligned<u32>,
+    ) -> &'a [u32] {
+        let columns = self.tile.columns();
+        let start = (panel * self.steps() + start) * columns;
+        let len = len * columns;
+        match &self.panels {
+            Panels::Units(units) => &units[start..start + len],
+            Panels::Bf16(numbers) => {
+                widened.resize(len);
+                widen_floats(self.tile.set, &numbers[start..start + len], widened);
+                widened
+            }
+            Panels::Int8(numbers) => {
+                widened.resize(len);
+                widen_pairs(
+                    self.tile.set,
+                    &numbers[2 * start..2 * (start + len)],
+                    widened,
+                );
+                widened
+            }
+        }
+    }
+}
+
+/// A weight to be packed.
+struct Source<'a> {
+    weight: &'a [f32],
+    outputs: usize,
+    inputs: usize,
+    columns: usize,
+}
+
+impl Source<'_> {
+    /// Panels of what `convert` makes of an output's numbers, `G` inputs at a time.
+    fn pack<T: crate::memory::Number + Send + Sync, const G: usize>(
+        &self,
+        convert: impl Fn(usize, [f32; G]) -> T + Sync,
+    ) -> Aligned<T> {
+        let Self {
+            weight,
+            outputs,
+            inputs,
+            columns,
+            ..
+        } = *self;
+        let steps = inputs.div_ceil(G);
+        let mut panels = Aligned::zeros(outputs.div_ceil(columns) * steps * columns);
+        if panels.is_empty() {
+            return panels;
+        }
+        panels
+            .par_chunks_mut(steps * columns)
+            .enumerate()
+            .for_each(|(index, panel)| {
+                let first = index * columns;
+                // A few steps of all columns at a time, so that what is written stays in the nearest cache.
+                for (block, panel) in panel.chunks_mut(BLOCK * columns).enumerate() {
+                    for column in 0..columns {
+                        let output = first + column;
+                        let row = if output < outputs {
+                            &weight[output * inputs..][..inputs]
+                        } else {
+                            &[]
+                        };
+                        for (step, units) in panel.chunks_exact_mut(columns).enumerate() {
+                            let start = (block * BLOCK + step) * G;
+                            let number = |i: usize| row.get(start + i).copied().unwrap_or(0.0);
+                            if output < outputs {
+                                units[column] = convert(output, std::array::from_fn(number));
+                            }
+                        }
+                    }
+                }
+            });
+        panels
+    }
+}
+
+/// The earlier one in the lower half.
+#[inline(always)]
+fn pair([first, second]: [u16; 2]) -> u32 {
+    u32::from(first) | u32::from(second) << 16
+}
+
+vectorised! {
+    fn widen_floats(numbers: &[u16], widened: &mut [u32]) {
+        for (widened, &number) in widened.iter_mut().zip(numbers) {
+            *widened = widen_bf16(number).to_bits();
+        }
+    }
+}
+
+vectorised! {
+    fn widen_pairs(numbers: &[i8], widened: &mut [u32]) {
+        for (widened, numbers) in widened.iter_mut().zip(numbers.chunks_exact(2)) {
+            *widened = pair([i16::from(numbers[0]) as u16, i16::from(numbers[1]) as u16]);
+        }
+    }
+}
+
+/// Rows packed for the innermost loop, shared out evenly over strips.
+struct Strips {
+    units: Aligned<u32>,
+    /// Of each row, for whole numbers.
+    scales: Vec<RowScale>,
+    rows: usize,
+    count: usize,
+    /// Steps of a row, filled up to whole blocks.
+    stride: usize,
+}
+
+impl Strips {
+    fn pack(tile: Tile, x: &[f32], rows: usize, inputs: usize) -> Self {
+        let stride = inputs.div_ceil(tile.unit.inputs()).next_multiple_of(BLOCK);
+        let mut units = Aligned::zeros(rows * stride);
+        let mut scales = vec![RowScale::default(); rows];
+        let strips = Self {
+            units: Aligned::default(),
+            scales: Vec::new(),
+            rows,
+            count: rows.div_ceil(tile.rows()),
+            stride,
+        };
+        let mut rest = (&mut *units, &mut *scales);
+        let mut parts = Vec::with_capacity(strips.count);
+        for strip in 0..strips.count {
+            let rows = strips.rows(strip);
+            let units = rest
+                .0
+                .split_off_mut(..rows.len() * stride)
+                .unwrap_or_default();
+            let scales = rest.1.split_off_mut(..rows.len()).unwrap_or_default();
+            parts.push((&x[rows.start * inputs..rows.end * inputs], units, scales));
+        }
+        parts.into_par_iter().for_each(|(x, units, scales)| {
+            pack_strip(tile.set, tile.unit, x, inputs, units, scales);
+        });
+        Self {
+            units,
+            scales,
+            ..strips
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn rows(&self, strip: usize) -> std::ops::Range<usize> {
+        let start = |strip| strip * self.rows / self.count;
+        start(strip)..start(strip + 1)
+    }
+
+    /// Some steps of a strip, from the start of a block on.
+    fn units(&self, strip: usize, start: usize, len: usize) -> &[u32] {
+        let rows = self.rows(strip);
+        let at = rows.start * self.stride + start * rows.len();
+        &self.units[at..at + len.next_multiple_of(BLOCK) * rows.len()]
+    }
+}
+
+vectorised! {
+    fn pack_strip(unit: Unit, x: &[f32], inputs: usize, units: &mut [u32], scales: &mut [RowScale]) {
+        let rows = scales.len();
+        for (row, scale) in scales.iter_mut().enumerate() {
+            let x = &x[row * inputs..][..inputs];
+            let blocks = units.chunks_exact_mut(BLOCK).skip(row).step_by(rows);
+            match unit {
+                Unit::Float => pack_row(x, blocks, |[x]| x.to_bits()),
+                Unit::Bf16Pair => pack_row(x, blocks, |x: [f32; 2]| pair(x.map(round_to_bf16))),
+                Unit::ShortPair => {
+                    let (inverse, back) = int8_scales(largest_magnitude(x));
+                    scale.scale = back;
+                    pack_row(x, blocks, |x: [f32; 2]| {
+                        pair(x.map(|x| i16::from(round_to_int8(x, inverse)) as u16))
+                    });
+                }
+                Unit::ByteQuad => {
+                    let (inverse, back) = int8_scales(largest_magnitude(x));
+                    // The weights are raised by 128, so the sums are larger by 128 times the sum of the row.
+                    let sum: i32 = x.iter().map(|&x| i32::from(round_to_int8(x, inverse))).sum();
+                    *scale = RowScale { scale: back, excess: sum.wrapping_mul(128) };
+                    pack_row(x, blocks, |x: [f32; 4]| {
+                        u32::from_le_bytes(x.map(|x| round_to_int8(x, inverse) as u8))
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Writes a row in blocks of units, the last one filled up with zeros.
+#[inline(always)]
+fn pack_row<'a, const G: usize>(
+    x: &[f32],
+    mut blocks: impl Iterator<Item = &'a mut [u32]>,
+    convert: impl Fn([f32; G]) -> u32,
+) {
+    let (whole, rest) = x.as_chunks::<G>();
+    let (whole, few) = whole.as_chunks::<BLOCK>();
+    for (whole, block) in whole.iter().zip(&mut blocks) {
+        for (unit, &x) in block.iter_mut().zip(whole) {
+            *unit = convert(x);
+        }
+    }
+    if let Some(block) = blocks.next() {
+        block.fill(0);
+        let mut last = [0.0; G];
+        last[..rest.len()].copy_from_slice(rest);
+        let rest = (!rest.is_empty()).then_some(&last);
+        for (unit, &x) in block.iter_mut().zip(few.iter().chain(rest)) {
+            *unit = convert(x);
+        }
+    }
+}
+
+/// A part of a product: some strips times some panels.
+#[derive(Debug, Clone)]
+struct Job {
+    strips: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
+}
+
+/// How a product is cut into jobs.
+#[derive(Debug, Clone, Copy)]
+struct Jobs {
+    strips: usize,
+    panels: usize,
+    strips_a_job: usize,
+    panels_a_job: usize,
+}
+
+impl Jobs {
+    /// Strips whose sums, with those of the panels below, stay in the second cache.
+    const STRIPS: usize = 12;
+    const PANELS: usize = 8;
+    /// Jobs for each thread, so that none waits long for the last one.
+    const SHARE: usize = 6;
+
+    fn split(strips: usize, panels: usize) -> Self {
+        let strips_a_job = strips.div_ceil(strips.div_ceil(Self::STRIPS));
+        let wanted = Self::SHARE * rayon::current_num_threads();
+        let cuts = wanted.div_ceil(strips.div_ceil(strips_a_job));
+        Self {
+            strips,
+            panels,
+            strips_a_job,
+            panels_a_job: panels.div_ceil(cuts).clamp(1, Self::PANELS),
+        }
+    }
+
+    fn count(self) -> usize {
+        self.strips.div_ceil(self.strips_a_job) * self.panels.div_ceil(self.panels_a_job)
+    }
+
+    /// Jobs with the same panels follow each other.
+    fn get(self, index: usize) -> Job {
+        let across = self.strips.div_ceil(self.strips_a_job);
+        let part =
+            |index: usize, size: usize, whole: usize| index * size..((index + 1) * size).min(whole);
+        Job {
+            strips: part(index % across, self.strips_a_job, self.strips),
+            panels: part(index / across, self.panels_a_job, self.panels),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! In which numbers a weight is kept.
+
+use std::{fmt, str::FromStr};
+
+/// In which numbers a weight is kept. Sums, and all that goes in and comes out, are f32 whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// As it was trained: 4 bytes a weight.
+    F32,
+    /// Rounded to the upper half of an f32: 2 bytes a weight.
+    ///
+    /// With AVX512-BF16 the activations are rounded likewise; elsewhere they stay f32.
+    Bf16,
+    /// Whole numbers from −127 to 127 and one scale for each output: 1 byte a weight.
+    ///
+    /// Activations are rounded likewise, with one scale for each row. A row that holds NaN or an infinity has no such
+    /// scale, and gives a row of NaN; so does an output with such a weight. A row whose largest magnitude is below
+    /// 1e-36 counts as zeros.
+    Int8,
+}
+
+impl Precision {
+    /// All of them, widest first.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+
+    /// `f32`, `bf16` or `int8`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Rounds to bf16, ties to even; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn round_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+    // Rounding up could carry a NaN over into an infinity or zero; a set bit of the upper half keeps it one.
+    let quiet = bits >> 16 | 0x40;
+    (if x.is_nan() { quiet } else { rounded }) as u16
+}
+
+/// The f32 of the same value.
+#[inline(always)]
+pub(crate) fn widen_bf16(x: u16) -> f32 {
+    f32::from_bits(u32::from(x) << 16)
+}
+
+/// What turns numbers of at most `largest` in magnitude into whole numbers from −127 to 127, and what turns those back.
+///
+/// Both are NaN if `largest` is not finite, and 0 if it is too small to be divided by.
+#[inline(always)]
+pub(crate) fn int8_scales(largest: f32) -> (f32, f32) {
+    let inverse = 127.0 / largest;
+    if !largest.is_finite() {
+        (f32::NAN, f32::NAN)
+    } else if inverse.is_infinite() {
+        (0.0, 0.0)
+    } else {
+        (inverse, largest / 127.0)
+    }
+}
+
+/// The largest magnitude; NaN if one of them is NaN.
+#[inline(always)]
+pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
+    const LANES: usize = 64;
+    // Magnitudes are ordered as their bits are, and NaN comes last: whole numbers compare faster, and lose no NaN.
+    let magnitude = |x: f32| x.to_bits() & 0x7FFF_FFFF;
+    let mut lanes = [0; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = magnitude(x).max(*lane);
+        }
+    }
+    let lanes = lanes.into_iter().max().unwrap_or(0);
+    f32::from_bits(rest.iter().map(|&x| magnitude(x)).fold(lanes, u32::max))
+}
+
+/// The nearest whole number of `x · inverse`, ties to even. Both are such that it is within −127 and 127.
+#[inline(always)]
+pub(crate) fn round_to_int8(x: f32, inverse: f32) -> i8 {
+    /// Adding this rounds to a whole number and leaves it in the low bits: 1.5 · 2²³.
+    const ROUND: f32 = 12_582_912.0;
+    (x * inverse + ROUND).to_bits() as i8
+}
+
+/// A name that is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownPrecision(String);
+
+impl fmt::Display for UnknownPrecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is no precision: choose f32, bf16 or int8", self.0)
+    }
+}
+
+impl std::error::Error for UnknownPrecision {}
+
+impl FromStr for Precision {
+    type Err = UnknownPrecision;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|precision| precision.name() == name)
+            .ok_or_else(|| UnknownPrecision(name.into()))
+    }
+}

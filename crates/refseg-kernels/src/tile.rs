@@ -1,0 +1,85 @@
+//! The innermost loop: a strip of rows times a panel of columns, summed in registers.
+//!
+//! A *unit* is 32 bits that an instruction multiplies and adds at once: an f32, two bf16, two 16-bit or four 8-bit whole
+//! numbers. A *panel* holds, for one step after another along the inputs, a unit for each of its columns. A *strip*
+//! holds the units of a few rows in blocks of [`BLOCK`] steps, one row's block after the other's, so that it is packed
+//! by copying cache lines. Panels, strips and sums are all kept as `u32`, whatever their bits mean.
+
+mod portable;
+
+use crate::InstructionSet;
+
+/// Steps of a row that stand together in a strip: a cache line of units.
+pub(crate) const BLOCK: usize = 16;
+
+/// The most columns of a panel, for any instruction set.
+pub(crate) const MOST_COLUMNS: usize = 32;
+
+/// What the 32 bits of a unit are, in the panel and in the strip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(dead_code, reason = "the kernels for some units come next")]
+pub(crate) enum Unit {
+    /// An f32, summed in f32.
+    Float,
+    /// Two bf16 (the earlier one in the lower half), summed in f32. With AVX512-BF16 only.
+    Bf16Pair,
+    /// Two 16-bit whole numbers, summed in 32 bits.
+    ShortPair,
+    /// Four 8-bit whole numbers, summed in 32 bits: those of the panel raised by 128, those of the strip signed. With
+    /// VNNI only.
+    ByteQuad,
+}
+
+impl Unit {
+    /// Inputs that one unit covers.
+    pub(crate) fn inputs(self) -> usize {
+        match self {
+            Self::Float => 1,
+            Self::Bf16Pair | Self::ShortPair => 2,
+            Self::ByteQuad => 4,
+        }
+    }
+}
+
+/// The innermost loop for an instruction set and a kind of unit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tile {
+    pub(crate) set: InstructionSet,
+    pub(crate) unit: Unit,
+}
+
+impl Tile {
+    /// The most rows of a strip.
+    pub(crate) fn rows(self) -> usize {
+        match self.set {
+            InstructionSet::Portable => portable::ROWS,
+            _ => portable::ROWS,
+        }
+    }
+
+    /// Columns of every panel.
+    pub(crate) fn columns(self) -> usize {
+        match self.set {
+            InstructionSet::Portable => portable::COLUMNS,
+            _ => portable::COLUMNS,
+        }
+    }
+
+    /// Adds `strip · panel` to the sums of `rows` × [`Tile::columns`], in the order of the steps.
+    pub(crate) fn accumulate(
+        self,
+        rows: usize,
+        steps: usize,
+        strip: &[u32],
+        panel: &[u32],
+        sums: &mut [u32],
+    ) {
+        assert!(
+            strip.len() >= steps.next_multiple_of(BLOCK) * rows
+                && panel.len() >= steps * self.columns()
+                && sums.len() >= rows * self.columns(),
+            "a tile reaches beyond its strip, its panel or its sums"
+        );
+        portable::accumulate(self.unit, rows, steps, strip, panel, sums);
+    }
+}

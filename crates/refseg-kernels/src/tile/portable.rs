@@ -1,0 +1,75 @@
+//! Tiles in plain Rust.
+
+use super::{BLOCK, Unit};
+
+pub(super) const ROWS: usize = 4;
+pub(super) const COLUMNS: usize = 8;
+
+pub(super) fn accumulate(
+    unit: Unit,
+    rows: usize,
+    steps: usize,
+    strip: &[u32],
+    panel: &[u32],
+    sums: &mut [u32],
+) {
+    let add = match unit {
+        Unit::Float => floats,
+        Unit::ShortPair => short_pairs,
+        Unit::Bf16Pair | Unit::ByteQuad => unreachable!("packed for other instruction sets"),
+    };
+    match rows {
+        1 => tile::<1>(steps, strip, panel, sums, add),
+        2 => tile::<2>(steps, strip, panel, sums, add),
+        3 => tile::<3>(steps, strip, panel, sums, add),
+        4 => tile::<4>(steps, strip, panel, sums, add),
+        _ => unreachable!("a strip has 1 to {ROWS} rows, not {rows}"),
+    }
+}
+
+#[inline(always)]
+fn tile<const R: usize>(
+    steps: usize,
+    strip: &[u32],
+    panel: &[u32],
+    sums: &mut [u32],
+    add: impl Fn(u32, u32, u32) -> u32,
+) {
+    let mut tile = [[0; COLUMNS]; R];
+    for (tile, sums) in tile.iter_mut().zip(sums.chunks_exact(COLUMNS)) {
+        tile.copy_from_slice(sums);
+    }
+    let blocks = strip.chunks_exact(BLOCK * R);
+    for (block, panel) in blocks.zip(panel[..steps * COLUMNS].chunks(BLOCK * COLUMNS)) {
+        for (step, weights) in panel.chunks_exact(COLUMNS).enumerate() {
+            for (row, sums) in tile.iter_mut().enumerate() {
+                let x = block[row * BLOCK + step];
+                for (sum, &weight) in sums.iter_mut().zip(weights) {
+                    *sum = add(*sum, x, weight);
+                }
+            }
+        }
+    }
+    for (tile, sums) in tile.iter().zip(sums.chunks_exact_mut(COLUMNS)) {
+        sums.copy_from_slice(tile);
+    }
+}
+
+/// AArch64 has fused products everywhere, and the compiler a slow call for them elsewhere.
+#[inline(always)]
+fn floats(sum: u32, x: u32, weight: u32) -> u32 {
+    let [sum, x, weight] = [sum, x, weight].map(f32::from_bits);
+    if cfg!(target_arch = "aarch64") {
+        x.mul_add(weight, sum).to_bits()
+    } else {
+        (sum + x * weight).to_bits()
+    }
+}
+
+#[inline(always)]
+fn short_pairs(sum: u32, x: u32, weight: u32) -> u32 {
+    let low = |pair: u32| i32::from(pair as i16);
+    let high = |pair: u32| i32::from((pair >> 16) as i16);
+    let products = low(x) * low(weight) + high(x) * high(weight);
+    sum.wrapping_add(products as u32)
+}

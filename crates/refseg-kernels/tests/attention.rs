@@ -1,0 +1,279 @@
+//! Attention against sums in f64, for every instruction set of this machine.
+
+mod common;
+
+use common::{Random, roundings};
+use refseg_kernels::{AttentionMask, AttentionShape, InstructionSet, attention_for_set};
+
+fn shape([batch, heads, groups, queries, keys, head_dim]: [usize; 6]) -> AttentionShape {
+    AttentionShape {
+        batch,
+        heads,
+        groups,
+        queries,
+        keys,
+        head_dim,
+    }
+}
+
+/// Sizes around every tile: batch, heads, groups, queries, keys, head_dim.
+const SIZES: [[usize; 6]; 10] = [
+    [1, 1, 1, 1, 1, 1],
+    [1, 2, 1, 1, 17, 8],
+    [2, 4, 2, 3, 33, 16],
+    [1, 3, 3, 14, 32, 64],
+    [1, 2, 2, 29, 65, 33],
+    [3, 6, 2, 15, 31, 5],
+    [1, 14, 2, 7, 300, 64],
+    [2, 2, 1, 100, 129, 40],
+    [1, 1, 1, 41, 1025, 64],
+    [1, 2, 1, 60, 600, 128],
+];
+
+/// Each output and how far from it a kernel may be.
+fn expected(
+    [q, k, v]: [&[f32]; 3],
+    shape: AttentionShape,
+    mask: Option<AttentionMask<'_>>,
+) -> Vec<(f64, f64)> {
+    let AttentionShape {
+        batch,
+        heads,
+        groups,
+        queries,
+        keys,
+        head_dim: d,
+    } = shape;
+    let mut out = vec![(0.0, 0.0); batch * heads * queries * d];
+    for index in 0..batch * heads * queries {
+        let (head, query, b) = (
+            index / queries % heads,
+            index % queries,
+            index / queries / heads,
+        );
+        let group = b * groups + head / (heads / groups);
+        let q = &q[index * d..][..d];
+        let mask = mask.map(|mask| {
+            let (mask_b, mask_h) = (b.min(mask.batch - 1), head.min(mask.heads - 1));
+            &mask.values[((mask_b * mask.heads + mask_h) * queries + query) * keys..][..keys]
+        });
+        // A score is off by its roundings, and so is what it is the exponent of, relatively.
+        let mut largest_gap = 0f64;
+        let scores: Vec<f64> = (0..keys)
+            .map(|key| {
+                let pairs = || {
+                    q.iter()
+                        .zip(&k[(group * keys + key) * d..][..d])
+                        .map(|(&q, &k)| f64::from(q) * f64::from(k))
+                };
+                let root = (d as f64).sqrt();
+                let added = mask.map_or(0.0, |mask| f64::from(mask[key]));
+                let size = pairs().map(f64::abs).sum::<f64>() / root
+                    + if added.is_finite() { added.abs() } else { 0.0 };
+                largest_gap = largest_gap.max(roundings(d + 4) * size);
+                pairs().sum::<f64>() / root + added
+            })
+            .collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let lowest = scores
+            .iter()
+            .copied()
+            .filter(|x| x.is_finite())
+            .fold(f64::INFINITY, f64::min);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        // The exponent itself: its own error, and the rounding of its argument.
+        let relative = 2.0
+            * (2.0 * largest_gap + roundings(8) + roundings(2) * (largest - lowest).abs())
+            + roundings(2 * keys);
+        for column in 0..d {
+            let values = || {
+                weights.iter().enumerate().map(|(key, weight)| {
+                    weight / sum * f64::from(v[(group * keys + key) * d + column])
+                })
+            };
+            let size: f64 = values().map(f64::abs).sum();
+            out[((b * queries + query) * heads + head) * d + column] =
+                (values().sum(), relative * size + 1e-38);
+        }
+    }
+    out
+}
+
+fn check(inputs: [&[f32]; 3], shape: AttentionShape, mask: Option<AttentionMask<'_>>) {
+    let expected = expected(inputs, shape, mask);
+    for set in InstructionSet::available() {
+        let mut out = vec![f32::NAN; expected.len()];
+        let [q, k, v] = inputs;
+        attention_for_set(q, k, v, shape, mask, &mut out, set);
+        for (index, (&found, &(value, gap))) in out.iter().zip(&expected).enumerate() {
+            assert!(
+                (f64::from(found) - value).abs() <= gap,
+                "{set}, {shape:?}: {found} at {index}, not within {gap:e} of {value}"
+            );
+        }
+    }
+}
+
+fn inputs(shape: AttentionShape, seed: u64) -> [Vec<f32>; 3] {
+    let mut random = Random::new(seed);
+    let of_keys = shape.batch * shape.groups * shape.keys * shape.head_dim;
+    [
+        random.numbers(shape.batch * shape.heads * shape.queries * shape.head_dim),
+        random.numbers(of_keys),
+        random.numbers(of_keys),
+    ]
+}
+
+#[test]
+fn attention_agrees_with_f64_at_every_size() {
+    for (seed, size) in SIZES.into_iter().enumerate() {
+        let shape = shape(size);
+        let [mut q, k, v] = inputs(shape, seed as u64);
+        check([&q, &k, &v], shape, None);
+        // Sharper: most weights all but vanish.
+        q.iter_mut().for_each(|q| *q *= 60.0);
+        check([&q, &k, &v], shape, None);
+    }
+}
+
+#[test]
+fn masks_of_each_shape_are_added() {
+    for (seed, size) in SIZES.into_iter().enumerate() {
+        let shape = shape(size);
+        let [q, k, v] = inputs(shape, seed as u64);
+        let mut random = Random::new(seed as u64 + 100);
+        for (batch, heads) in [
+            (1, 1),
+            (shape.batch, 1),
+            (1, shape.heads),
+            (shape.batch, shape.heads),
+        ] {
+            let mut values = random.numbers(batch * heads * shape.queries * shape.keys);
+            // Some keys are hidden, but never all.
+            for row in values.chunks_exact_mut(shape.keys) {
+                for key in 1..shape.keys {
+                    if random.below(3) == 0 {
+                        row[key] = f32::NEG_INFINITY;
+                    }
+                }
+            }
+            let mask = AttentionMask {
+                values: &values,
+                batch,
+                heads,
+            };
+            check([&q, &k, &v], shape, Some(mask));
+        }
+    }
+}
+
+#[test]
+fn hidden_keys_have_no_part_whatever_they_hold() {
+    let shape = shape([1, 2, 1, 20, 70, 16]);
+    let [q, k, v] = inputs(shape, 3);
+    let mut values = vec![0.0; shape.queries * shape.keys];
+    for (query, row) in values.chunks_exact_mut(shape.keys).enumerate() {
+        row[query + 1..].fill(f32::NEG_INFINITY);
+    }
+    let mask = AttentionMask {
+        values: &values,
+        batch: 1,
+        heads: 1,
+    };
+    for set in InstructionSet::available() {
+        let run = |k: &[f32], v: &[f32]| {
+            let mut out = vec![0.0; q.len()];
+            attention_for_set(&q, k, v, shape, Some(mask), &mut out, set);
+            out
+        };
+        let plain = run(&k, &v);
+        let (mut other_k, mut other_v) = (k.clone(), v.clone());
+        // Keys from 20 on are hidden from every query.
+        other_k[20 * 16..].iter_mut().for_each(|k| *k *= -3.0);
+        other_v[20 * 16..].iter_mut().for_each(|v| *v *= 1e30);
+        assert_eq!(run(&other_k, &other_v), plain, "{set}");
+    }
+}
+
+#[test]
+fn bad_numbers_show_in_the_queries_that_meet_them() {
+    let shape = shape([1, 2, 2, 19, 40, 24]);
+    let [q, k, v] = inputs(shape, 8);
+    let width = shape.heads * shape.head_dim;
+    for set in InstructionSet::available() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let run = |q: &[f32], k: &[f32], v: &[f32]| {
+                let mut out = vec![0.0; q.len()];
+                attention_for_set(q, k, v, shape, None, &mut out, set);
+                out
+            };
+            let mut spoilt = q.clone();
+            // Head 1, query 5.
+            spoilt[(19 + 5) * 24 + 2] = bad;
+            for (index, out) in run(&spoilt, &k, &v).into_iter().enumerate() {
+                let here = index / width == 5 && index % width / 24 == 1;
+                assert_eq!(out.is_nan(), here, "{set}: {out} at {index}");
+            }
+            let mut spoilt = k.clone();
+            spoilt[(40 + 7) * 24] = f32::NAN;
+            for (index, out) in run(&q, &spoilt, &v).into_iter().enumerate() {
+                assert_eq!(
+                    out.is_nan(),
+                    index % width / 24 == 1,
+                    "{set}: {out} at {index}"
+                );
+            }
+            let mut spoilt = v.clone();
+            spoilt[(40 + 39) * 24 + 3] = bad;
+            for (index, out) in run(&q, &k, &spoilt).into_iter().enumerate() {
+                assert_eq!(
+                    !out.is_finite(),
+                    index % width == 24 + 3,
+                    "{set}: {out} at {index}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_that_sees_no_key_has_no_answer() {
+    let shape = shape([1, 1, 1, 3, 20, 8]);
+    let [q, k, v] = inputs(shape, 2);
+    let mut values = vec![0.0; 60];
+    values[20..40].fill(f32::NEG_INFINITY);
+    let mask = AttentionMask {
+        values: &values,
+        batch: 1,
+        heads: 1,
+    };
+    for set in InstructionSet::available() {
+        let mut out = vec![0.0; 24];
+        attention_for_set(&q, &k, &v, shape, Some(mask), &mut out, set);
+        for (index, out) in out.into_iter().enumerate() {
+            assert_eq!(out.is_nan(), index / 8 == 1, "{set}: {out} at {index}");
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let shape = shape([2, 4, 2, 90, 200, 32]);
+    let [q, k, v] = inputs(shape, 11);
+    for set in InstructionSet::available() {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .expect("a few threads");
+            let mut out = vec![0.0; q.len()];
+            pool.install(|| attention_for_set(&q, &k, &v, shape, None, &mut out, set));
+            out
+        };
+        let alone = run(1);
+        for threads in [2, 3, 7] {
+            assert!(run(threads) == alone, "{set}, {threads} threads");
+        }
+    }
+}
