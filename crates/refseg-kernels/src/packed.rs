@@ -76,7 +76,9 @@ impl Packed {
         assert!(set.is_available(), "this machine lacks {set}");
         let unit = match precision {
             Precision::F32 => Unit::Float,
+            Precision::Bf16 if set >= InstructionSet::Avx512Bf16 => Unit::Bf16Pair,
             Precision::Bf16 => Unit::Float,
+            Precision::Int8 if set >= InstructionSet::Avx512Vnni => Unit::ByteQuad,
             Precision::Int8 => Unit::ShortPair,
         };
         let tile = Tile { set, unit };

@@ -6,6 +6,8 @@
 //! by copying cache lines. Panels, strips and sums are all kept as `u32`, whatever their bits mean.
 
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use crate::InstructionSet;
 
@@ -17,7 +19,6 @@ pub(crate) const MOST_COLUMNS: usize = 32;
 
 /// What the 32 bits of a unit are, in the panel and in the strip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(dead_code, reason = "the kernels for some units come next")]
 pub(crate) enum Unit {
     /// An f32, summed in f32.
     Float,
@@ -53,7 +54,8 @@ impl Tile {
     pub(crate) fn rows(self) -> usize {
         match self.set {
             InstructionSet::Portable => portable::ROWS,
-            _ => portable::ROWS,
+            InstructionSet::Avx2 => 6,
+            _ => 14,
         }
     }
 
@@ -61,7 +63,8 @@ impl Tile {
     pub(crate) fn columns(self) -> usize {
         match self.set {
             InstructionSet::Portable => portable::COLUMNS,
-            _ => portable::COLUMNS,
+            InstructionSet::Avx2 => 16,
+            _ => 32,
         }
     }
 
@@ -80,6 +83,23 @@ impl Tile {
                 && sums.len() >= rows * self.columns(),
             "a tile reaches beyond its strip, its panel or its sums"
         );
-        portable::accumulate(self.unit, rows, steps, strip, panel, sums);
+        if self.set == InstructionSet::Portable {
+            return portable::accumulate(self.unit, rows, steps, strip, panel, sums);
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            use x86::*;
+            let kernel = match (self.unit, self.set) {
+                (Unit::Float, InstructionSet::Avx2) => floats_256(rows),
+                (Unit::Float, _) => floats_512(rows),
+                (Unit::ShortPair, InstructionSet::Avx2) => short_pairs_256(rows),
+                (Unit::ShortPair, _) => short_pairs_512(rows),
+                (Unit::ByteQuad, _) => byte_quads_512(rows),
+                (Unit::Bf16Pair, _) => bf16_pairs_512(rows),
+            };
+            // SAFETY: a `Packed` is made for sets only that this machine has, and for units only that the set has; the
+            // slices are as long as the kernel needs by the assertion above.
+            unsafe { kernel(steps, strip.as_ptr(), panel.as_ptr(), sums.as_mut_ptr()) }
+        }
     }
 }

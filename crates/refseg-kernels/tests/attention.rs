@@ -152,9 +152,9 @@ fn masks_of_each_shape_are_added() {
             let mut values = random.numbers(batch * heads * shape.queries * shape.keys);
             // Some keys are hidden, but never all.
             for row in values.chunks_exact_mut(shape.keys) {
-                for key in 1..shape.keys {
+                for value in row.iter_mut().skip(1) {
                     if random.below(3) == 0 {
-                        row[key] = f32::NEG_INFINITY;
+                        *value = f32::NEG_INFINITY;
                     }
                 }
             }

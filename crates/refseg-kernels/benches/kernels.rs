@@ -1,0 +1,237 @@
+//! Speed of products and of attention, each beside the most that the arithmetic of this machine allows.
+//!
+//! `cargo bench -p refseg-kernels`: medians of rounds in which every case has its turn, so that what else the machine
+//! does meanwhile falls on all of them. `REFSEG_CPU` names the instruction set, `REFSEG_BENCH_THREADS` the threads.
+#![expect(clippy::print_stdout, reason = "it prints a table")]
+
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use rayon::prelude::*;
+use refseg_kernels::{
+    Activation, AttentionShape, Epilogue, InstructionSet, Packed, Precision, attention,
+};
+
+const ROUNDS: usize = 15;
+
+struct Case<'a> {
+    name: String,
+    /// Billions of operations of one run.
+    operations: f64,
+    /// Billions of bytes that one run has to read.
+    bytes: f64,
+    run: Box<dyn FnMut() + 'a>,
+    times: Vec<Duration>,
+}
+
+fn numbers(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as f32 / u32::MAX as f32 - 0.5
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn product(rows: usize, inputs: usize, outputs: usize, precision: Precision) -> Case<'static> {
+    let weight = numbers(inputs * outputs, 7);
+    let packed = Packed::new(&weight, outputs, inputs, precision);
+    let x = numbers(rows * inputs, 9);
+    let mut out = vec![0.0; rows * outputs];
+    Case {
+        name: format!("{rows}×{inputs}×{outputs} {precision}"),
+        operations: 2e-9 * (rows * inputs * outputs) as f64,
+        bytes: packed.bytes() as f64 * 1e-9,
+        run: Box::new(move || packed.multiply(black_box(&x), &Epilogue::default(), &mut out)),
+        times: Vec::new(),
+    }
+}
+
+fn gelu(rows: usize, inputs: usize, outputs: usize) -> Case<'static> {
+    let weight = numbers(inputs * outputs, 7);
+    let packed = Packed::new(&weight, outputs, inputs, Precision::F32);
+    let (x, bias) = (numbers(rows * inputs, 9), numbers(outputs, 3));
+    let mut out = vec![0.0; rows * outputs];
+    let epilogue = move || Epilogue {
+        activation: Activation::Gelu,
+        ..Epilogue::default()
+    };
+    Case {
+        name: format!("{rows}×{inputs}×{outputs} f32, bias and GELU"),
+        operations: 2e-9 * (rows * inputs * outputs) as f64,
+        bytes: packed.bytes() as f64 * 1e-9,
+        run: Box::new(move || {
+            let epilogue = Epilogue {
+                bias: Some(&bias),
+                ..epilogue()
+            };
+            packed.multiply(black_box(&x), &epilogue, &mut out);
+        }),
+        times: Vec::new(),
+    }
+}
+
+fn attend(shape: AttentionShape) -> Case<'static> {
+    let AttentionShape {
+        batch,
+        heads,
+        groups,
+        queries,
+        keys,
+        head_dim,
+    } = shape;
+    let q = numbers(batch * heads * queries * head_dim, 1);
+    let k = numbers(batch * groups * keys * head_dim, 2);
+    let v = numbers(batch * groups * keys * head_dim, 3);
+    let mut out = vec![0.0; q.len()];
+    Case {
+        name: format!("attention {queries}×{keys}, {heads} heads of {head_dim}, {groups} groups"),
+        operations: 4e-9 * (batch * heads * queries * keys * head_dim) as f64,
+        bytes: 4e-9 * (2 * q.len() + 2 * k.len()) as f64,
+        run: Box::new(move || attention(black_box(&q), &k, &v, shape, None, &mut out)),
+        times: Vec::new(),
+    }
+}
+
+/// Billions of f32 operations a second with nothing but fused products, on all threads at once.
+fn peak() -> f64 {
+    const STEPS: usize = 4_000_000;
+    let threads = rayon::current_num_threads();
+    let start = Instant::now();
+    let operations: f64 = (0..threads)
+        .into_par_iter()
+        .map(|_| fused_products(STEPS))
+        .sum();
+    operations * 1e-9 / start.elapsed().as_secs_f64()
+}
+
+/// Runs fused products, and says how many operations they were.
+fn fused_products(steps: usize) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+
+        const CHAINS: usize = 12;
+
+        #[target_feature(enable = "avx512f")]
+        fn wide(steps: usize) {
+            let mut sums = [_mm512_set1_ps(black_box(1.0)); CHAINS];
+            let (a, b) = (
+                _mm512_set1_ps(black_box(0.999)),
+                _mm512_set1_ps(black_box(0.001)),
+            );
+            for _ in 0..steps {
+                sums = sums.map(
+                    #[inline(always)]
+                    |sum| _mm512_fmadd_ps(sum, a, b),
+                );
+            }
+            black_box(sums);
+        }
+
+        #[target_feature(enable = "avx2,fma")]
+        fn narrow(steps: usize) {
+            let mut sums = [_mm256_set1_ps(black_box(1.0)); CHAINS];
+            let (a, b) = (
+                _mm256_set1_ps(black_box(0.999)),
+                _mm256_set1_ps(black_box(0.001)),
+            );
+            for _ in 0..steps {
+                sums = sums.map(|sum| _mm256_fmadd_ps(sum, a, b));
+            }
+            black_box(sums);
+        }
+
+        let operations = (2 * CHAINS * steps) as f64;
+        match InstructionSet::current() {
+            InstructionSet::Portable => {}
+            InstructionSet::Avx2 => {
+                // SAFETY: the current set is one that this machine has.
+                unsafe { narrow(steps) };
+                return 8.0 * operations;
+            }
+            _ => {
+                // SAFETY: the current set is one that this machine has.
+                unsafe { wide(steps) };
+                return 16.0 * operations;
+            }
+        }
+    }
+    let _ = steps;
+    f64::NAN
+}
+
+fn main() {
+    let threads = std::env::var("REFSEG_BENCH_THREADS").ok();
+    if let Some(threads) = threads.and_then(|threads| threads.parse().ok()) {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .expect("the first pool");
+    }
+    let filter: Vec<_> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let square = |queries, heads, groups, head_dim| AttentionShape {
+        batch: 1,
+        heads,
+        groups,
+        queries,
+        keys: queries,
+        head_dim,
+    };
+    let mut cases = Vec::new();
+    for [rows, inputs, outputs] in [
+        [1025, 1024, 4096],
+        [1025, 4096, 1024],
+        [330, 896, 4864],
+        [40, 896, 4864],
+        [1, 896, 4864],
+    ] {
+        for precision in Precision::ALL {
+            cases.push(product(rows, inputs, outputs, precision));
+        }
+    }
+    cases.push(gelu(1025, 1024, 4096));
+    cases.push(attend(square(1025, 16, 16, 64)));
+    cases.push(attend(square(330, 14, 2, 64)));
+    cases.retain(|case| filter.iter().all(|word| case.name.contains(word.as_str())));
+
+    peak();
+    let mut peaks = Vec::new();
+    for _ in 0..ROUNDS {
+        peaks.push(peak());
+        for case in &mut cases {
+            (case.run)();
+            let start = Instant::now();
+            (case.run)();
+            case.times.push(start.elapsed());
+        }
+    }
+    peaks.sort_by(f64::total_cmp);
+    let peak = peaks[ROUNDS / 2];
+    println!(
+        "{}, {} threads, {ROUNDS} rounds; fused f32 products alone: {peak:.0} GFLOP/s",
+        InstructionSet::current(),
+        rayon::current_num_threads()
+    );
+    println!("| case | median ms | GFLOP/s | of the f32 peak | GB/s of weights |");
+    println!("|---|---|---|---|---|");
+    for case in &mut cases {
+        case.times.sort();
+        let seconds = case.times[ROUNDS / 2].as_secs_f64();
+        let rate = case.operations / seconds;
+        println!(
+            "| {} | {:.3} | {rate:.0} | {:.2} | {:.1} |",
+            case.name,
+            seconds * 1e3,
+            rate / peak,
+            case.bytes / seconds
+        );
+    }
+}
