@@ -492,8 +492,8 @@ struct Jobs {
 
 impl Jobs {
     /// Strips whose sums, with those of the panels below, stay in the second cache.
-    const STRIPS: usize = 12;
-    const PANELS: usize = 8;
+    const STRIPS: usize = 28;
+    const PANELS: usize = 4;
     /// Jobs for each thread, so that none waits long for the last one.
     const SHARE: usize = 6;
 

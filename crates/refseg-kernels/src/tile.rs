@@ -15,7 +15,7 @@ use crate::InstructionSet;
 pub(crate) const BLOCK: usize = 16;
 
 /// The most columns of a panel, for any instruction set.
-pub(crate) const MOST_COLUMNS: usize = 32;
+pub(crate) const MOST_COLUMNS: usize = 64;
 
 /// What the 32 bits of a unit are, in the panel and in the strip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +54,7 @@ impl Tile {
     pub(crate) fn rows(self) -> usize {
         match self.set {
             InstructionSet::Portable => portable::ROWS,
-            InstructionSet::Avx2 => 6,
-            _ => 14,
+            _ => 6,
         }
     }
 
@@ -64,7 +63,7 @@ impl Tile {
         match self.set {
             InstructionSet::Portable => portable::COLUMNS,
             InstructionSet::Avx2 => 16,
-            _ => 32,
+            _ => 64,
         }
     }
 
