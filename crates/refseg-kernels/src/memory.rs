@@ -83,3 +83,9 @@ impl Aligned<u16> {
         }
     }
 }
+
+/// The same memory as bytes.
+pub(crate) fn bytes<T: Number>(numbers: &[T]) -> &[u8] {
+    // SAFETY: it is the same memory, and numbers have no padding.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+}

@@ -6,9 +6,9 @@ use crate::{
     Epilogue, InstructionSet, Precision,
     epilogue::{Place, RowScale, Shared, Sums, finish},
     instruction_set::vectorised,
-    memory::Aligned,
+    memory::{Aligned, bytes},
     precision::{int8_scales, largest_magnitude, round_to_bf16, round_to_int8, widen_bf16},
-    tile::{BLOCK, Tile, Unit},
+    tile::{BLOCK, Next, Tile, Unit},
 };
 
 /// A weight `(outputs, inputs)`, packed for one instruction set.
@@ -39,7 +39,7 @@ enum Panels {
 const MOST_INT8_INPUTS: usize = (i32::MAX / (127 * 127)) as usize;
 
 /// Steps that are summed before the next panel's: a slab of a panel stays in the nearest cache meanwhile.
-const SLAB: usize = 256;
+const SLAB: usize = 64;
 
 impl Packed {
     /// Packs a weight for [`InstructionSet::current`].
@@ -212,10 +212,23 @@ impl Packed {
             let mut tiles = sums.chunks_exact_mut(tile_len);
             for panel in job.panels.clone() {
                 let weights = self.slab(panel, start, len, slab);
-                for (strip, sums) in job.strips.clone().zip(&mut tiles) {
+                let next = if panel + 1 < job.panels.end {
+                    self.stored(panel + 1, start, len)
+                } else {
+                    let start = start + len;
+                    self.stored(job.panels.start, start, SLAB.min(steps - start))
+                };
+                let share = next.len().div_ceil(job.strips.len());
+                for (index, (strip, sums)) in job.strips.clone().zip(&mut tiles).enumerate() {
                     let rows = strips.rows(strip);
                     let units = strips.units(strip, start, len);
-                    self.tile.accumulate(rows.len(), len, units, weights, sums);
+                    let next = Next {
+                        strip: strips.units(strip + 1, start, len).as_ptr().cast(),
+                        panel: next.as_ptr().wrapping_add(index * share),
+                        lines: share.div_ceil(64).div_ceil(len.div_ceil(4).max(1)),
+                    };
+                    self.tile
+                        .accumulate(rows.len(), len, units, weights, sums, next);
                     if last {
                         let column = panel * columns;
                         let place = Place {
@@ -249,6 +262,18 @@ impl Packed {
 
     fn panel_count(&self) -> usize {
         self.outputs.div_ceil(self.tile.columns())
+    }
+
+    /// Some steps of a panel, as they are kept.
+    fn stored(&self, panel: usize, start: usize, len: usize) -> &[u8] {
+        let columns = self.tile.columns();
+        let range = (panel * self.steps() + start) * columns
+            ..(panel * self.steps() + start + len) * columns;
+        match &self.panels {
+            Panels::Units(units) => bytes(&units[range]),
+            Panels::Bf16(numbers) => bytes(&numbers[range]),
+            Panels::Int8(numbers) => bytes(&numbers[2 * range.start..2 * range.end]),
+        }
     }
 
     /// Some steps of a panel, as the innermost loop reads them.
@@ -413,7 +438,7 @@ impl Strips {
 
     /// Some steps of a strip, from the start of a block on.
     fn units(&self, strip: usize, start: usize, len: usize) -> &[u32] {
-        let rows = self.rows(strip);
+        let rows = self.rows(strip.min(self.count - 1));
         let at = rows.start * self.stride + start * rows.len();
         &self.units[at..at + len.next_multiple_of(BLOCK) * rows.len()]
     }

@@ -42,6 +42,26 @@ impl Unit {
     }
 }
 
+/// What the innermost loop fetches from further caches while it multiplies: any address will do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Next {
+    /// The strip that comes next, from the second cache; a line every four steps.
+    pub(crate) strip: *const u8,
+    /// Some of the next slab of a panel, from memory.
+    pub(crate) panel: *const u8,
+    /// Cache lines of it every four steps.
+    pub(crate) lines: usize,
+}
+
+impl Next {
+    /// Nothing.
+    pub(crate) const NONE: Self = Self {
+        strip: std::ptr::null(),
+        panel: std::ptr::null(),
+        lines: 0,
+    };
+}
+
 /// The innermost loop for an instruction set and a kind of unit.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tile {
@@ -75,6 +95,7 @@ impl Tile {
         strip: &[u32],
         panel: &[u32],
         sums: &mut [u32],
+        next: Next,
     ) {
         assert!(
             strip.len() >= steps.next_multiple_of(BLOCK) * rows
@@ -89,16 +110,24 @@ impl Tile {
         {
             use x86::*;
             let kernel = match (self.unit, self.set) {
-                (Unit::Float, InstructionSet::Avx2) => floats_256(rows),
-                (Unit::Float, _) => floats_512(rows),
-                (Unit::ShortPair, InstructionSet::Avx2) => short_pairs_256(rows),
-                (Unit::ShortPair, _) => short_pairs_512(rows),
-                (Unit::ByteQuad, _) => byte_quads_512(rows),
-                (Unit::Bf16Pair, _) => bf16_pairs_512(rows),
+                (Unit::Float, InstructionSet::Avx2) => floats_256(rows, next.lines),
+                (Unit::Float, _) => floats_512(rows, next.lines),
+                (Unit::ShortPair, InstructionSet::Avx2) => short_pairs_256(rows, next.lines),
+                (Unit::ShortPair, _) => short_pairs_512(rows, next.lines),
+                (Unit::ByteQuad, _) => byte_quads_512(rows, next.lines),
+                (Unit::Bf16Pair, _) => bf16_pairs_512(rows, next.lines),
             };
             // SAFETY: a `Packed` is made for sets only that this machine has, and for units only that the set has; the
             // slices are as long as the kernel needs by the assertion above.
-            unsafe { kernel(steps, strip.as_ptr(), panel.as_ptr(), sums.as_mut_ptr()) }
+            unsafe {
+                kernel(
+                    steps,
+                    strip.as_ptr(),
+                    panel.as_ptr(),
+                    sums.as_mut_ptr(),
+                    next,
+                )
+            }
         }
     }
 }

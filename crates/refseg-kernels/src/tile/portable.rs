@@ -2,8 +2,9 @@
 
 use super::{BLOCK, Unit};
 
-pub(super) const ROWS: usize = 4;
-pub(super) const COLUMNS: usize = 8;
+/// With columns below, what 16 registers of SSE2 and 32 of NEON hold.
+pub(super) const ROWS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
+pub(super) const COLUMNS: usize = 16;
 
 pub(super) fn accumulate(
     unit: Unit,

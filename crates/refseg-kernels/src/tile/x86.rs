@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::BLOCK;
+use super::{BLOCK, Next};
 
 /// Adds a strip times a panel of so many steps to sums.
 ///
@@ -14,9 +14,9 @@ use super::BLOCK;
 /// The machine has the kernel's instructions, and the slices that the pointers start are as long as
 /// [`super::Tile::accumulate`] has them.
 pub(super) type Kernel =
-    unsafe fn(steps: usize, strip: *const u32, panel: *const u32, sums: *mut u32);
+    unsafe fn(steps: usize, strip: *const u32, panel: *const u32, sums: *mut u32, next: Next);
 
-/// Makes a function that gives the kernel for a number of rows.
+/// Makes a function that gives the kernel for a number of rows, and of cache lines to fetch every four steps.
 macro_rules! kernels {
     (
         $(#[$attribute:meta])*
@@ -24,7 +24,7 @@ macro_rules! kernels {
         $load:ident, $store:ident, $spread:ident, $add:expr
     ) => {
         $(#[$attribute])*
-        pub(super) fn $name(rows: usize) -> Kernel {
+        pub(super) fn $name(rows: usize, lines: usize) -> Kernel {
             const LANES: usize = size_of::<$vector>() / size_of::<u32>();
             const COLUMNS: usize = $width * LANES;
 
@@ -50,11 +50,12 @@ macro_rules! kernels {
             }
 
             #[target_feature(enable = $features)]
-            unsafe fn kernel<const R: usize>(
+            unsafe fn kernel<const R: usize, const LINES: usize>(
                 mut steps: usize,
                 mut strip: *const u32,
                 mut panel: *const u32,
                 sums: *mut u32,
+                mut next: Next,
             ) {
                 // SAFETY: sums are R rows of COLUMNS, a panel has COLUMNS a step, and a strip R blocks for each block
                 // of steps; no pointer is read from beyond the steps. That is what the caller answers for.
@@ -66,6 +67,12 @@ macro_rules! kernels {
                         let block = steps.min(BLOCK);
                         // Four at a time, so that little but products is left.
                         for step in (0..block / 4 * 4).step_by(4) {
+                            _mm_prefetch::<_MM_HINT_T0>(next.strip.cast());
+                            next.strip = next.strip.wrapping_add(64);
+                            for _ in 0..LINES {
+                                _mm_prefetch::<_MM_HINT_T1>(next.panel.cast());
+                                next.panel = next.panel.wrapping_add(64);
+                            }
                             for step in step..step + 4 {
                                 add(&mut tile, strip.add(step), panel.add(step * COLUMNS));
                             }
@@ -84,14 +91,13 @@ macro_rules! kernels {
                     }
                 }
             }
-            match rows {
-                1 => kernel::<1>,
- 2 => kernel::<2>,
-3 => kernel::<3>,
-4 => kernel::<4>,
-5 => kernel::<5>,
-6 => kernel::<6>,
-                _ => unreachable!("no strip has {rows} rows"),
+            match (rows, lines) {
+                (1,0..=1) => kernel::<1,1>, (1,2..=4) => kernel::<1,4>, (1,_) => kernel::<1,16>,
+(2,0..=1) => kernel::<2,1>, (2,2..=4) => kernel::<2,4>, (2,_) => kernel::<2,16>,
+(3,0..=1) => kernel::<3,1>, (3,2..=4) => kernel::<3,4>, (3,_) => kernel::<3,16>,
+(4,0..=1) => kernel::<4,1>, (4,2..=4) => kernel::<4,4>, (4,_) => kernel::<4,16>,
+(5,0..=1) => kernel::<5,1>, (5,2..=4) => kernel::<5,4>, (5,_) => kernel::<5,16>,
+(6,0..=1) => kernel::<6,1>, (6,2..=4) => kernel::<6,4>, (6,_) => kernel::<6,16>,_ => unreachable!("no strip has {rows} rows"),
             }
         }
     };
