@@ -14,7 +14,7 @@ use refseg_kernels::{
     Activation, AttentionShape, Epilogue, InstructionSet, Packed, Precision, attention,
 };
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 15;
 
 struct Case<'a> {
     name: String,

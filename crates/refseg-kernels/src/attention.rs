@@ -10,7 +10,7 @@ use crate::{
     instruction_set::vectorised,
     math,
     memory::Aligned,
-    tile::{BLOCK, MOST_COLUMNS, Next, Tile, Unit},
+    tile::{BLOCK, MOST_COLUMNS, Next, Product, Tile, Unit},
 };
 
 /// Sizes of an attention.
@@ -196,7 +196,6 @@ impl Attention<'_> {
             .scores
             .resize(strips.len() * tile_len * CHUNK.div_ceil(columns));
         scratch.sums.resize(strips.len() * tile_len * wide);
-        scratch.sums.fill(0);
         let mut running = vec![
             [Running {
                 largest: f32::NEG_INFINITY,
@@ -207,7 +206,6 @@ impl Attention<'_> {
         for start in (0..keys).step_by(CHUNK) {
             let chunk = CHUNK.min(keys - start);
             let panels = chunk.div_ceil(columns);
-            scratch.scores.fill(0);
             for panel in 0..panels {
                 let weights = self.keys.steps(head, start / columns + panel, 0, head_dim);
                 for (index, strip) in strips.clone().enumerate() {
@@ -215,7 +213,15 @@ impl Attention<'_> {
                     let scores =
                         &mut scratch.scores[index * tile_len * panels..][panel * rows * columns..];
                     let queries = &scratch.queries[index * stride..];
-                    tile.accumulate(rows, head_dim, queries, weights, scores, Next::NONE);
+                    let product = Product {
+                        rows,
+                        steps: head_dim,
+                        strip: queries,
+                        panel: weights,
+                        fresh: true,
+                        next: Next::NONE,
+                    };
+                    tile.accumulate(product, scores);
                 }
             }
             for (index, strip) in strips.clone().enumerate() {
@@ -248,7 +254,15 @@ impl Attention<'_> {
                         let scores = &scratch.scores[index * tile_len * panels..][slab * rows..];
                         let sums =
                             &mut scratch.sums[(index * wide + panel) * tile_len..][..tile_len];
-                        tile.accumulate(rows, len, scores, weights, sums, Next::NONE);
+                        let product = Product {
+                            rows,
+                            steps: len,
+                            strip: scores,
+                            panel: weights,
+                            fresh: start + slab == 0,
+                            next: Next::NONE,
+                        };
+                        tile.accumulate(product, sums);
                     }
                 }
             }
@@ -328,7 +342,8 @@ vectorised! {
             // As long as all keys are hidden nothing is taken off: infinity less infinity would be no number.
             let shift = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
             let shrink = math::exp(running.largest - shift);
-            if shrink != 1.0 {
+            // Before the first chunk there is nothing to scale down.
+            if running.largest > f32::NEG_INFINITY && shrink != 1.0 {
                 for sums in sums.chunks_exact_mut(columns).skip(row).step_by(tile_rows) {
                     for sum in sums {
                         *sum = (f32::from_bits(*sum) * shrink).to_bits();
@@ -348,7 +363,7 @@ vectorised! {
                 for (block, scores) in scores.chunks_exact(BLOCK).enumerate() {
                     let strip = &mut panel[(block * rows + row) * BLOCK..][..BLOCK];
                     for ((unit, &score), total) in strip.iter_mut().zip(scores).zip(&mut *total) {
-                        let weight = math::exp(f32::from_bits(score) - shift);
+                        let weight = math::exp_of::<FUSED>(f32::from_bits(score) - shift);
                         *total += weight;
                         *unit = weight.to_bits();
                     }

@@ -178,7 +178,7 @@ vectorised! {
             if let Some(bias) = bias {
                 values.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
             }
-            activate_plain(epilogue.activation, values);
+            activate_plain::<FUSED>(epilogue.activation, values);
             let start = (place.row + row) * place.outputs + place.column;
             if let Some(times) = epilogue.times {
                 let times = &times[start..][..columns];
@@ -199,15 +199,15 @@ vectorised! {
 
 vectorised! {
     fn activate(activation: Activation, x: &mut [f32]) {
-        activate_plain(activation, x);
+        activate_plain::<FUSED>(activation, x);
     }
 }
 
 #[inline(always)]
-fn activate_plain(activation: Activation, x: &mut [f32]) {
+fn activate_plain<const FUSED: bool>(activation: Activation, x: &mut [f32]) {
     match activation {
         Activation::Identity => {}
-        Activation::Gelu => x.iter_mut().for_each(|x| *x *= math::phi(*x).0),
+        Activation::Gelu => x.iter_mut().for_each(|x| *x *= math::phi_of::<FUSED>(*x).0),
         Activation::GeluTanh => x.iter_mut().for_each(|x| *x *= math::phi_tanh(*x).0),
         Activation::QuickGelu => x.iter_mut().for_each(|x| *x *= math::sigmoid(1.702 * *x)),
         Activation::Silu => x.iter_mut().for_each(|x| *x *= math::sigmoid(*x)),

@@ -193,29 +193,30 @@ impl std::error::Error for CpuError {}
 
 /// Compiles plain Rust for each instruction set, and calls the one for `set`.
 ///
-/// The caller answers for it that this machine has `set`.
+/// The caller answers for it that this machine has `set`. In the body, `FUSED` says whether products and sums can be
+/// fused.
 macro_rules! vectorised {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$attribute])*
         $visibility fn $name(set: $crate::InstructionSet, $($argument: $type),*) $(-> $result)? {
             #[inline(always)]
-            fn plain($($argument: $type),*) $(-> $result)? $body
+            fn plain<const FUSED: bool>($($argument: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
             fn avx512($($argument: $type),*) $(-> $result)? {
-                plain($($argument),*)
+                plain::<true>($($argument),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             fn avx2($($argument: $type),*) $(-> $result)? {
-                plain($($argument),*)
+                plain::<true>($($argument),*)
             }
 
             debug_assert!(set.is_available());
             match set {
-                $crate::InstructionSet::Portable => plain($($argument),*),
+                $crate::InstructionSet::Portable => plain::<{ cfg!(target_arch = "aarch64") }>($($argument),*),
                 // SAFETY: sets are chosen among those that this machine has.
                 #[cfg(target_arch = "x86_64")]
                 $crate::InstructionSet::Avx2 => unsafe { avx2($($argument),*) },
@@ -223,7 +224,7 @@ macro_rules! vectorised {
                 #[cfg(target_arch = "x86_64")]
                 _ => unsafe { avx512($($argument),*) },
                 #[cfg(not(target_arch = "x86_64"))]
-                _ => plain($($argument),*),
+                _ => unreachable!("there is no other set"),
             }
         }
     };

@@ -8,7 +8,7 @@ use crate::{
     instruction_set::vectorised,
     memory::{Aligned, bytes},
     precision::{int8_scales, largest_magnitude, round_to_bf16, round_to_int8, widen_bf16},
-    tile::{BLOCK, Next, Tile, Unit},
+    tile::{BLOCK, Next, Product, Tile, Unit},
 };
 
 /// A weight `(outputs, inputs)`, packed for one instruction set.
@@ -203,7 +203,6 @@ impl Packed {
         let (most_rows, columns) = (self.tile.rows(), self.tile.columns());
         let tile_len = most_rows * columns;
         sums.resize(job.strips.len() * job.panels.len() * tile_len);
-        sums.fill(0);
         let steps = self.steps();
         let mut start = 0;
         loop {
@@ -221,14 +220,19 @@ impl Packed {
                 let share = next.len().div_ceil(job.strips.len());
                 for (index, (strip, sums)) in job.strips.clone().zip(&mut tiles).enumerate() {
                     let rows = strips.rows(strip);
-                    let units = strips.units(strip, start, len);
-                    let next = Next {
-                        strip: strips.units(strip + 1, start, len).as_ptr().cast(),
-                        panel: next.as_ptr().wrapping_add(index * share),
-                        lines: share.div_ceil(64).div_ceil(len.div_ceil(4).max(1)),
+                    let product = Product {
+                        rows: rows.len(),
+                        steps: len,
+                        strip: strips.units(strip, start, len),
+                        panel: weights,
+                        fresh: start == 0,
+                        next: Next {
+                            strip: strips.units(strip + 1, start, len).as_ptr().cast(),
+                            panel: next.as_ptr().wrapping_add(index * share),
+                            lines: share.div_ceil(64).div_ceil(len.div_ceil(4).max(1)),
+                        },
                     };
-                    self.tile
-                        .accumulate(rows.len(), len, units, weights, sums, next);
+                    self.tile.accumulate(product, sums);
                     if last {
                         let column = panel * columns;
                         let place = Place {

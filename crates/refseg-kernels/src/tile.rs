@@ -42,6 +42,18 @@ impl Unit {
     }
 }
 
+/// What the innermost loop works on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub(crate) rows: usize,
+    pub(crate) steps: usize,
+    pub(crate) strip: &'a [u32],
+    pub(crate) panel: &'a [u32],
+    /// Whether sums start at zero, whatever they hold.
+    pub(crate) fresh: bool,
+    pub(crate) next: Next,
+}
+
 /// What the innermost loop fetches from further caches while it multiplies: any address will do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Next {
@@ -54,7 +66,7 @@ pub(crate) struct Next {
 }
 
 impl Next {
-    /// Nothing.
+    /// Nothing worth fetching.
     pub(crate) const NONE: Self = Self {
         strip: std::ptr::null(),
         panel: std::ptr::null(),
@@ -88,15 +100,14 @@ impl Tile {
     }
 
     /// Adds `strip · panel` to the sums of `rows` × [`Tile::columns`], in the order of the steps.
-    pub(crate) fn accumulate(
-        self,
-        rows: usize,
-        steps: usize,
-        strip: &[u32],
-        panel: &[u32],
-        sums: &mut [u32],
-        next: Next,
-    ) {
+    pub(crate) fn accumulate(self, product: Product<'_>, sums: &mut [u32]) {
+        let Product {
+            rows,
+            steps,
+            strip,
+            panel,
+            ..
+        } = product;
         assert!(
             strip.len() >= steps.next_multiple_of(BLOCK) * rows
                 && panel.len() >= steps * self.columns()
@@ -104,30 +115,24 @@ impl Tile {
             "a tile reaches beyond its strip, its panel or its sums"
         );
         if self.set == InstructionSet::Portable {
-            return portable::accumulate(self.unit, rows, steps, strip, panel, sums);
+            return portable::accumulate(self.unit, product, sums);
         }
         #[cfg(target_arch = "x86_64")]
         {
             use x86::*;
             let kernel = match (self.unit, self.set) {
-                (Unit::Float, InstructionSet::Avx2) => floats_256(rows, next.lines),
-                (Unit::Float, _) => floats_512(rows, next.lines),
-                (Unit::ShortPair, InstructionSet::Avx2) => short_pairs_256(rows, next.lines),
-                (Unit::ShortPair, _) => short_pairs_512(rows, next.lines),
-                (Unit::ByteQuad, _) => byte_quads_512(rows, next.lines),
-                (Unit::Bf16Pair, _) => bf16_pairs_512(rows, next.lines),
+                (Unit::Float, InstructionSet::Avx2) => floats_256(rows, product.next.lines),
+                (Unit::Float, _) => floats_512(rows, product.next.lines),
+                (Unit::ShortPair, InstructionSet::Avx2) => {
+                    short_pairs_256(rows, product.next.lines)
+                }
+                (Unit::ShortPair, _) => short_pairs_512(rows, product.next.lines),
+                (Unit::ByteQuad, _) => byte_quads_512(rows, product.next.lines),
+                (Unit::Bf16Pair, _) => bf16_pairs_512(rows, product.next.lines),
             };
             // SAFETY: a `Packed` is made for sets only that this machine has, and for units only that the set has; the
             // slices are as long as the kernel needs by the assertion above.
-            unsafe {
-                kernel(
-                    steps,
-                    strip.as_ptr(),
-                    panel.as_ptr(),
-                    sums.as_mut_ptr(),
-                    next,
-                )
-            }
+            unsafe { kernel(product, sums.as_mut_ptr()) }
         }
     }
 }

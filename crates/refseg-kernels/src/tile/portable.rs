@@ -1,44 +1,43 @@
 //! Tiles in plain Rust.
 
-use super::{BLOCK, Unit};
+use super::{BLOCK, Product, Unit};
 
 /// With columns below, what 16 registers of SSE2 and 32 of NEON hold.
 pub(super) const ROWS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
 pub(super) const COLUMNS: usize = 16;
 
-pub(super) fn accumulate(
-    unit: Unit,
-    rows: usize,
-    steps: usize,
-    strip: &[u32],
-    panel: &[u32],
-    sums: &mut [u32],
-) {
+pub(super) fn accumulate(unit: Unit, product: Product<'_>, sums: &mut [u32]) {
     let add = match unit {
         Unit::Float => floats,
         Unit::ShortPair => short_pairs,
         Unit::Bf16Pair | Unit::ByteQuad => unreachable!("packed for other instruction sets"),
     };
-    match rows {
-        1 => tile::<1>(steps, strip, panel, sums, add),
-        2 => tile::<2>(steps, strip, panel, sums, add),
-        3 => tile::<3>(steps, strip, panel, sums, add),
-        4 => tile::<4>(steps, strip, panel, sums, add),
-        _ => unreachable!("a strip has 1 to {ROWS} rows, not {rows}"),
+    match product.rows {
+        1 => tile::<1>(product, sums, add),
+        2 => tile::<2>(product, sums, add),
+        3 => tile::<3>(product, sums, add),
+        4 => tile::<4>(product, sums, add),
+        rows => unreachable!("a strip has 1 to {ROWS} rows, not {rows}"),
     }
 }
 
 #[inline(always)]
 fn tile<const R: usize>(
-    steps: usize,
-    strip: &[u32],
-    panel: &[u32],
+    product: Product<'_>,
     sums: &mut [u32],
     add: impl Fn(u32, u32, u32) -> u32,
 ) {
+    let Product {
+        steps,
+        strip,
+        panel,
+        ..
+    } = product;
     let mut tile = [[0; COLUMNS]; R];
-    for (tile, sums) in tile.iter_mut().zip(sums.chunks_exact(COLUMNS)) {
-        tile.copy_from_slice(sums);
+    if !product.fresh {
+        for (tile, sums) in tile.iter_mut().zip(sums.chunks_exact(COLUMNS)) {
+            tile.copy_from_slice(sums);
+        }
     }
     let blocks = strip.chunks_exact(BLOCK * R);
     for (block, panel) in blocks.zip(panel[..steps * COLUMNS].chunks(BLOCK * COLUMNS)) {

@@ -6,15 +6,14 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Next};
+use super::{BLOCK, Product};
 
-/// Adds a strip times a panel of so many steps to sums.
+/// Adds a product to sums.
 ///
 /// # Safety
-/// The machine has the kernel's instructions, and the slices that the pointers start are as long as
+/// The machine has the kernel's instructions; the slices, and what `sums` points at, are as long as
 /// [`super::Tile::accumulate`] has them.
-pub(super) type Kernel =
-    unsafe fn(steps: usize, strip: *const u32, panel: *const u32, sums: *mut u32, next: Next);
+pub(super) type Kernel = unsafe fn(product: Product<'_>, sums: *mut u32);
 
 /// Makes a function that gives the kernel for a number of rows, and of cache lines to fetch every four steps.
 macro_rules! kernels {
@@ -51,18 +50,27 @@ macro_rules! kernels {
 
             #[target_feature(enable = $features)]
             unsafe fn kernel<const R: usize, const LINES: usize>(
-                mut steps: usize,
-                mut strip: *const u32,
-                mut panel: *const u32,
+                product: Product<'_>,
                 sums: *mut u32,
-                mut next: Next,
             ) {
+                let Product {
+                    mut steps,
+                    mut next,
+                    fresh,
+                    ..
+                } = product;
+                let (mut strip, mut panel) = (product.strip.as_ptr(), product.panel.as_ptr());
                 // SAFETY: sums are R rows of COLUMNS, a panel has COLUMNS a step, and a strip R blocks for each block
                 // of steps; no pointer is read from beyond the steps. That is what the caller answers for.
                 unsafe {
-                    let mut tile: [[$vector; $width]; R] = std::array::from_fn(|row| {
-                        std::array::from_fn(|i| $load(sums.add(row * COLUMNS + i * LANES).cast()))
-                    });
+                    let mut tile: [[$vector; $width]; R] = [[std::mem::zeroed(); $width]; R];
+                    if !fresh {
+                        tile = std::array::from_fn(|row| {
+                            std::array::from_fn(|i| {
+                                $load(sums.add(row * COLUMNS + i * LANES).cast())
+                            })
+                        });
+                    }
                     while steps > 0 {
                         let block = steps.min(BLOCK);
                         // Four at a time, so that little but products is left.
