@@ -68,11 +68,6 @@ impl Packed {
         precision: Precision,
         set: InstructionSet,
     ) -> Self {
-        let found = weight.len();
-        assert!(
-            found == outputs * inputs,
-            "a weight of {found} numbers is not one of {outputs}×{inputs}"
-        );
         assert!(set.is_available(), "this machine lacks {set}");
         let unit = match precision {
             Precision::F32 => Unit::Float,
@@ -81,7 +76,21 @@ impl Packed {
             Precision::Int8 if set >= InstructionSet::Avx512Vnni => Unit::ByteQuad,
             Precision::Int8 => Unit::ShortPair,
         };
-        let tile = Tile { set, unit };
+        Self::for_tile(weight, outputs, inputs, precision, Tile { set, unit })
+    }
+
+    fn for_tile(
+        weight: &[f32],
+        outputs: usize,
+        inputs: usize,
+        precision: Precision,
+        tile: Tile,
+    ) -> Self {
+        let found = weight.len();
+        assert!(
+            found == outputs * inputs,
+            "a weight of {found} numbers is not one of {outputs}×{inputs}"
+        );
         let scales: Vec<_> = match precision {
             Precision::Int8 => {
                 assert!(
@@ -100,7 +109,7 @@ impl Packed {
             columns: tile.columns(),
         };
         let byte = |x: f32, output: usize| round_to_int8(x, scales[output].0);
-        let panels = match (precision, unit) {
+        let panels = match (precision, tile.unit) {
             (Precision::F32, _) => Panels::Units(source.pack(|_, [x]: [f32; 1]| x.to_bits())),
             (Precision::Bf16, Unit::Bf16Pair) => {
                 Panels::Units(source.pack(|_, x: [f32; 2]| pair(x.map(round_to_bf16))))
@@ -550,6 +559,41 @@ impl Jobs {
         Job {
             strips: part(index % across, self.strips_a_job, self.strips),
             panels: part(index / across, self.panels_a_job, self.panels),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Units of instruction sets that this machine may lack, multiplied in plain Rust.
+    #[test]
+    fn every_unit_is_packed_as_its_instruction_reads_it() {
+        for [rows, inputs, outputs] in [[1, 1, 1], [3, 7, 20], [5, 70, 33], [2, 130, 16]] {
+            let number = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
+            let x: Vec<_> = (0..rows * inputs).map(number).collect();
+            let w: Vec<_> = (0..outputs * inputs).map(|i| number(3 * i + 1)).collect();
+            let set = InstructionSet::Portable;
+            let product = |x: &[f32], w: &[f32], precision, unit| {
+                let mut out = vec![0.0; rows * outputs];
+                let packed = Packed::for_tile(w, outputs, inputs, precision, Tile { set, unit });
+                packed.multiply(x, &Epilogue::default(), &mut out);
+                out
+            };
+            let shorts = product(&x, &w, Precision::Int8, Unit::ShortPair);
+            let bytes = product(&x, &w, Precision::Int8, Unit::ByteQuad);
+            assert_eq!(bytes, shorts, "{rows}×{inputs}×{outputs}");
+
+            let round = |x: &[f32]| x.iter().map(|&x| widen_bf16(round_to_bf16(x))).collect();
+            let (rounded_x, rounded_w): (Vec<_>, Vec<_>) = (round(&x), round(&w));
+            let pairs = product(&x, &w, Precision::Bf16, Unit::Bf16Pair);
+            let floats = product(&rounded_x, &rounded_w, Precision::F32, Unit::Float);
+            for (pairs, floats) in pairs.into_iter().zip(floats) {
+                // Products of numbers up to 1, in another order: each rounds to half a unit of its sum.
+                let gap = 2.0 * (inputs * inputs) as f32 * f32::EPSILON;
+                assert!((pairs - floats).abs() <= gap, "{rows}×{inputs}×{outputs}");
+            }
         }
     }
 }

@@ -10,6 +10,11 @@ pub(super) fn accumulate(unit: Unit, product: Product<'_>, sums: &mut [u32]) {
     let add = match unit {
         Unit::Float => floats,
         Unit::ShortPair => short_pairs,
+        #[cfg(test)]
+        Unit::Bf16Pair => bf16_pairs,
+        #[cfg(test)]
+        Unit::ByteQuad => byte_quads,
+        #[cfg(not(test))]
         Unit::Bf16Pair | Unit::ByteQuad => unreachable!("packed for other instruction sets"),
     };
     match product.rows {
@@ -71,5 +76,22 @@ fn short_pairs(sum: u32, x: u32, weight: u32) -> u32 {
     let low = |pair: u32| i32::from(pair as i16);
     let high = |pair: u32| i32::from((pair >> 16) as i16);
     let products = low(x) * low(weight) + high(x) * high(weight);
+    sum.wrapping_add(products as u32)
+}
+
+#[cfg(test)]
+fn bf16_pairs(sum: u32, x: u32, weight: u32) -> u32 {
+    let low = |pair: u32| f32::from_bits(pair << 16);
+    let high = |pair: u32| f32::from_bits(pair & 0xFFFF_0000);
+    let products = low(x) * low(weight) + high(x) * high(weight);
+    (f32::from_bits(sum) + products).to_bits()
+}
+
+#[cfg(test)]
+fn byte_quads(sum: u32, x: u32, weight: u32) -> u32 {
+    let pairs = x.to_le_bytes().into_iter().zip(weight.to_le_bytes());
+    let products: i32 = pairs
+        .map(|(x, weight)| i32::from(x as i8) * i32::from(weight))
+        .sum();
     sum.wrapping_add(products as u32)
 }
