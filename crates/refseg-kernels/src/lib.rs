@@ -4,7 +4,7 @@
 //! [`attention()`] share their work among the threads of rayon's current pool. Each element of a result is summed by
 //! one thread, in the order of the inputs: neither the number of threads nor the other rows change a bit of it.
 //!
-//! Which path runs is decided when the program runs: see [`InstructionSet`]. All `unsafe` of the project is in here.
+//! Which path runs is decided when the program runs: see [`InstructionSet`]. All intrinsics of the project are in here.
 
 mod attention;
 mod epilogue;

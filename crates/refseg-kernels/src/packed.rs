@@ -353,19 +353,19 @@ impl Source<'_> {
                 let first = index * columns;
                 // A few steps of all columns at a time, so that what is written stays in the nearest cache.
                 for (block, panel) in panel.chunks_mut(BLOCK * columns).enumerate() {
-                    for column in 0..columns {
+                    let range = block * BLOCK * G..inputs.min((block + 1) * BLOCK * G);
+                    for column in 0..columns.min(outputs - first) {
                         let output = first + column;
-                        let row = if output < outputs {
-                            &weight[output * inputs..][..inputs]
-                        } else {
-                            &[]
-                        };
-                        for (step, units) in panel.chunks_exact_mut(columns).enumerate() {
-                            let start = (block * BLOCK + step) * G;
-                            let number = |i: usize| row.get(start + i).copied().unwrap_or(0.0);
-                            if output < outputs {
-                                units[column] = convert(output, std::array::from_fn(number));
-                            }
+                        let row = &weight[output * inputs..][..inputs];
+                        let (whole, rest) = row[range.clone()].as_chunks::<G>();
+                        let mut units = panel[column..].iter_mut().step_by(columns);
+                        for (&x, unit) in whole.iter().zip(&mut units) {
+                            *unit = convert(output, x);
+                        }
+                        if !rest.is_empty() {
+                            let mut last = [0.0; G];
+                            last[..rest.len()].copy_from_slice(rest);
+                            units.for_each(|unit| *unit = convert(output, last));
                         }
                     }
                 }

@@ -179,7 +179,12 @@ fn magnitudes_of_all_sizes_are_kept() {
 #[test]
 fn whole_numbers_at_their_limits_are_summed_exactly() {
     // Each sum is the largest there is, of either sign, and far beyond 16 bits.
-    let [rows, inputs, outputs] = [15, 4097, 37];
+    limits([15, 4097, 37]);
+    // With weights raised by 128, sums on the way go beyond 32 bits, and must come back.
+    limits([1, 70_000, 3]);
+}
+
+fn limits([rows, inputs, outputs]: [usize; 3]) {
     let sign = |i: usize| if i.is_multiple_of(3) { -1.0 } else { 1.0 };
     let x: Vec<_> = (0..rows * inputs)
         .map(|i| 127.0 * sign(i / inputs))
