@@ -174,7 +174,9 @@ impl Attention<'_> {
         let AttentionShape { keys, head_dim, .. } = shape;
         let columns = tile.columns();
         let tile_len = tile.rows() * columns;
-        let rows = |strip: usize| strip * shape.rows() / count..(strip + 1) * shape.rows() / count;
+        let start = |strip: usize| strip * shape.rows() / count;
+        let starts: Vec<_> = (strips.start..=strips.end).map(start).collect();
+        let rows = |strip: usize| starts[strip - strips.start]..starts[strip - strips.start + 1];
 
         let stride = tile.rows() * head_dim.next_multiple_of(BLOCK);
         scratch.queries.resize(strips.len() * stride);
@@ -268,7 +270,7 @@ impl Attention<'_> {
             }
         }
 
-        for (index, strip) in strips.enumerate() {
+        for (index, strip) in strips.clone().enumerate() {
             let first = rows(strip).start;
             for (row, running) in rows(strip).zip(running[index]) {
                 let (batch, head, query) = shape.query(head, row);

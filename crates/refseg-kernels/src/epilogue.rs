@@ -192,7 +192,13 @@ vectorised! {
                 values.iter_mut().zip(residual).for_each(|(value, residual)| *value += residual);
             }
             // SAFETY: tiles do not overlap, each is finished once, and `out` is borrowed while they are.
-            unsafe { out.slice(start, columns) }.copy_from_slice(values);
+            let out = unsafe { out.slice(start, columns) };
+            // Most tiles are of full width, which is copied without a call.
+            if let (Some(out), Some(values)) = (out.as_mut_array::<MOST_COLUMNS>(), values.as_array()) {
+                *out = *values;
+            } else {
+                out.copy_from_slice(values);
+            }
         }
     }
 }

@@ -401,8 +401,8 @@ struct Strips {
     units: Aligned<u32>,
     /// Of each row, for whole numbers.
     scales: Vec<RowScale>,
-    rows: usize,
-    count: usize,
+    /// Where each strip starts, and where the last one ends.
+    starts: Vec<usize>,
     /// Steps of a row, filled up to whole blocks.
     stride: usize,
 }
@@ -410,18 +410,18 @@ struct Strips {
 impl Strips {
     fn pack(tile: Tile, x: &[f32], rows: usize, inputs: usize) -> Self {
         let stride = inputs.div_ceil(tile.unit.inputs()).next_multiple_of(BLOCK);
+        let count = rows.div_ceil(tile.rows());
         let mut units = Aligned::zeros(rows * stride);
         let mut scales = vec![RowScale::default(); rows];
         let strips = Self {
             units: Aligned::default(),
             scales: Vec::new(),
-            rows,
-            count: rows.div_ceil(tile.rows()),
+            starts: (0..=count).map(|strip| strip * rows / count).collect(),
             stride,
         };
         let mut rest = (&mut *units, &mut *scales);
-        let mut parts = Vec::with_capacity(strips.count);
-        for strip in 0..strips.count {
+        let mut parts = Vec::with_capacity(count);
+        for strip in 0..count {
             let rows = strips.rows(strip);
             let units = rest
                 .0
@@ -441,17 +441,16 @@ impl Strips {
     }
 
     fn count(&self) -> usize {
-        self.count
+        self.starts.len() - 1
     }
 
     fn rows(&self, strip: usize) -> std::ops::Range<usize> {
-        let start = |strip| strip * self.rows / self.count;
-        start(strip)..start(strip + 1)
+        self.starts[strip]..self.starts[strip + 1]
     }
 
     /// Some steps of a strip, from the start of a block on.
     fn units(&self, strip: usize, start: usize, len: usize) -> &[u32] {
-        let rows = self.rows(strip.min(self.count - 1));
+        let rows = self.rows(strip.min(self.count() - 1));
         let at = rows.start * self.stride + start * rows.len();
         &self.units[at..at + len.next_multiple_of(BLOCK) * rows.len()]
     }
