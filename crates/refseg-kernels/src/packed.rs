@@ -486,7 +486,7 @@ vectorised! {
     }
 }
 
-/// Writes a row in blocks of units, the last one filled up with zeros.
+/// Writes a row in blocks of units, as much of the last one as there is.
 #[inline(always)]
 fn pack_row<'a, const G: usize>(
     x: &[f32],
@@ -501,7 +501,6 @@ fn pack_row<'a, const G: usize>(
         }
     }
     if let Some(block) = blocks.next() {
-        block.fill(0);
         let mut last = [0.0; G];
         last[..rest.len()].copy_from_slice(rest);
         let rest = (!rest.is_empty()).then_some(&last);
