@@ -96,7 +96,7 @@ pub(crate) struct ComputeArgs {
     /// Where to compute
     #[arg(long, env = "REFSEG_DEVICE", default_value = "cpu")]
     pub(crate) device: Device,
-    /// In which type to compute
+    /// In which numbers weights are kept
     #[arg(long, env = "REFSEG_PRECISION", default_value = "f32")]
     pub(crate) precision: Precision,
 }
@@ -108,7 +108,14 @@ pub(crate) enum Device {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Precision {
+    /// As models were trained: four bytes a weight
     F32,
+    /// Two bytes a weight
+    Bf16,
+    /// One byte a weight, and activations rounded likewise; the mask decoder keeps bf16
+    Int8,
+    /// The fastest that changes masks little, on this machine: see `refseg info --cpu`
+    Auto,
 }
 
 #[derive(Debug, Args)]
@@ -269,6 +276,9 @@ pub(crate) struct InfoArgs {
     /// Model folder, or `builtin`
     #[arg(default_value = "builtin")]
     pub(crate) model: PathBuf,
+    /// Say how this machine would compute instead
+    #[arg(long, conflicts_with = "model")]
+    pub(crate) cpu: bool,
     /// Print one JSON document
     #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
@@ -330,6 +340,14 @@ pub(crate) struct BenchArgs {
     /// Phrases asked at once
     #[arg(long, env = "REFSEG_PHRASES", value_name = "N", default_value = "8")]
     pub(crate) phrases: NonZeroUsize,
+    /// Compare masks with those of f32 instead, on this many drawn scenes
+    #[arg(
+        long,
+        env = "REFSEG_AGREEMENT",
+        value_name = "SCENES",
+        conflicts_with_all = ["image", "phrases", "repeat"]
+    )]
+    pub(crate) agreement: Option<NonZeroUsize>,
     /// Measure each step this many times, after once for warming up
     #[arg(long, env = "REFSEG_REPEAT", value_name = "N", default_value = "5")]
     pub(crate) repeat: NonZeroUsize,

@@ -24,6 +24,7 @@ use clap::Parser;
 
 use cli::{Cli, Command};
 use console::Console;
+use refseg::nn::InstructionSet;
 
 /// The networks allocate and free large buffers all the time, at which it is
 /// faster than the system's allocator.
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     let console = Console::new(cli.common.quiet, cli.common.verbose);
+    // An instruction set that is not there is an error, not a reason to take another.
+    InstructionSet::chosen()?;
     if let Some(threads) = cli.common.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.get())

@@ -105,6 +105,15 @@ impl InstructionSet {
         }
     }
 
+    /// The precision that is fastest with these instructions, of those that move masks little: int8 is faster still,
+    /// and moves them more.
+    pub fn preferred(self) -> Precision {
+        match self {
+            Self::Portable | Self::Avx2 => Precision::F32,
+            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => Precision::Bf16,
+        }
+    }
+
     /// What computes a product with a weight of this precision, in words.
     pub fn path(self, precision: Precision) -> &'static str {
         match (precision, self) {

@@ -3,9 +3,10 @@
 use std::{fmt, str::FromStr};
 
 /// In which numbers a weight is kept. Sums, and all that goes in and comes out, are f32 whatever it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// As it was trained: 4 bytes a weight.
+    #[default]
     F32,
     /// Rounded to the upper half of an f32: 2 bytes a weight.
     ///

@@ -10,10 +10,10 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use crate::{
-    nn::{Linear, RmsNorm, Rope, Tensors, attention, silu, split_heads},
+    nn::{Activation, Linear, RmsNorm, Rope, Tensors, attention, split_heads},
     weights::WeightsError,
 };
 
@@ -175,17 +175,17 @@ impl LanguageModel {
             ],
         };
         let fields = config.family.field_names();
+        // The largest two come first: while they are packed, little else is in memory.
+        let embedding = tensors.table(embedding, [vocabulary, width], fields.vocabulary)?;
+        let size = [width, vocabulary];
+        let head = Linear::load_without_bias(&tensors.at(head), size, fields.vocabulary)?;
         Ok(Self {
-            embedding: tensors.get(embedding, [vocabulary, width], fields.vocabulary)?,
+            embedding,
             layers: (0..config.layers)
                 .map(|i| LanguageLayer::load(&tensors.at(layers).at(i), config))
                 .collect::<Result<_, _>>()?,
             norm: RmsNorm::load(&tensors.at(norm), width, epsilon, fields.width)?,
-            head: Linear::load_without_bias(
-                &tensors.at(head),
-                [width, vocabulary],
-                fields.vocabulary,
-            )?,
+            head,
             head_dim: config.head_dim(),
             rope_theta: config.rope_theta,
         })
@@ -200,7 +200,12 @@ impl LanguageModel {
         let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
         let count = ids.len();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &device);
-        self.embedding.clone().select(0, ids).unsqueeze()
+        let rows = self.embedding.clone().select(0, ids);
+        let rows = match rows.dtype() {
+            DType::F32 => rows,
+            _ => rows.cast(FloatDType::F32),
+        };
+        rows.unsqueeze()
     }
 
     /// Hidden states after the final norm, and the keys and values of the new tokens.
@@ -433,14 +438,14 @@ impl LanguageLayer {
             ),
             None => (key.clone(), value.clone()),
         };
-        let x = x + self
-            .output
-            .forward(attention(query, keys.clone(), values.clone(), Some(mask)));
+        let seen = attention(query, keys.clone(), values.clone(), Some(mask));
+        let x = self.output.forward_added(seen, x);
 
         let h = self.mlp_norm.forward(x.clone());
-        let inner = silu(self.gate.forward(h.clone())) * self.up.forward(h);
+        let up = self.up.forward(h.clone());
+        let inner = self.gate.forward_gated(h, Activation::Silu, up);
         LayerRead {
-            x: x + self.down.forward(inner),
+            x: self.down.forward_added(inner, x),
             new: (key, value),
             all: (keys, values),
         }

@@ -20,7 +20,7 @@ use crate::{
     language::{KeyValues, causal_mask},
     mask::{Mask, MaskError, THRESHOLD, resize_bilinear},
     mllmseg::{DecodedImage, Mllmseg},
-    nn::{StoredTensors, TensorSource},
+    nn::{Precision, StoredTensors, TensorSource},
     prompt::{Marker, Prefix, PromptBuilder, PromptError, Suffix, Template},
     sam::SamError,
     sam4mllm::{Pair, PairError},
@@ -35,8 +35,17 @@ use crate::{
 pub struct Options {
     /// Where it computes.
     pub processor: Processor,
-    /// In which type it computes.
+    /// In which numbers weights are kept.
     pub precision: Precision,
+}
+
+impl Options {
+    /// The framework's name for where it computes.
+    pub(crate) fn device(&self) -> Device {
+        match self.processor {
+            Processor::Cpu => Device::flex(),
+        }
+    }
 }
 
 /// Where a model computes.
@@ -46,15 +55,6 @@ pub enum Processor {
     /// The CPU.
     #[default]
     Cpu,
-}
-
-/// In which type a model computes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Precision {
-    /// 32-bit floats.
-    #[default]
-    F32,
 }
 
 /// A model, loaded.
@@ -254,10 +254,7 @@ impl Predictor {
         tokenizer: Tokenizer,
         options: &Options,
     ) -> Result<Self, PredictorError> {
-        let device = match (options.processor, options.precision) {
-            (Processor::Cpu, Precision::F32) => Device::flex(),
-        };
-        let source = StoredTensors::new(weights, device);
+        let source = StoredTensors::new(weights, options.device()).packed(options.precision);
         let predictor = Self::new(name, config, tokenizer, &source)?;
         let unused = source.unused();
         Ok(Self {

@@ -23,7 +23,7 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<()> {
             max_pixels: args.max_pixels,
         },
     )?;
-    let (model, load) = timed(|| open(args));
+    let (model, load) = timed(|| open(args, console));
     let model = model?;
     warn_of_unused(model.name(), model.unused_tensors(), console);
 
@@ -81,8 +81,8 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<()> {
     }
 }
 
-fn open(args: &AskArgs) -> Result<ChatModel, ChatError> {
-    let options = options(&args.compute);
+fn open(args: &AskArgs, console: &Console) -> Result<ChatModel, ChatError> {
+    let options = options(&args.compute, console);
     match &args.adapter {
         None => chat::open(&args.model, &options),
         Some(adapter) => chat::open_adapted(&args.model, adapter, &options),

@@ -1,5 +1,7 @@
 //! `refseg bench`: what a model costs in time and memory.
 
+mod agreement;
+
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -28,11 +30,15 @@ const PHRASES: [&str; 8] = [
 ];
 
 pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
+    if let Some(scenes) = args.agreement {
+        return agreement::run(args, scenes.get(), console);
+    }
     let image = match &args.image {
         Some(path) => Image::open(path)?,
         None => drawn()?,
     };
-    let (predictor, load) = timed(|| Predictor::load(&args.model, &options(&args.compute)));
+    let (predictor, load) =
+        timed(|| Predictor::load(&args.model, &options(&args.compute, console)));
     let predictor = predictor?;
     warn_of_unused(predictor.name(), predictor.unused_tensors(), console);
     let after_loading = memory::peak();

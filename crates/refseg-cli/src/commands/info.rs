@@ -12,7 +12,7 @@ use refseg::{
     internvl::{Config, UnshuffleVersion},
     language::LanguageFamily,
     mllmseg::Mllmseg,
-    nn::{Blueprint, Part},
+    nn::{Blueprint, InstructionSet, Part},
     predictor::PredictorError,
     sam4mllm::Pair,
     tokenizer::Tokenizer,
@@ -24,6 +24,14 @@ use super::{counted, readable_bytes, with_commas};
 use crate::{cli::InfoArgs, console::Console};
 
 pub(crate) fn run(args: &InfoArgs, console: &Console) -> Result<()> {
+    if args.cpu {
+        let cpu = Cpu::new();
+        return if args.json {
+            console.json(&cpu)
+        } else {
+            console.result(cpu.sheet())
+        };
+    }
     let facts = if args.model == Path::new(builtin::NAME) && !args.model.is_dir() {
         Facts::of_builtin()?
     } else {
@@ -33,6 +41,52 @@ pub(crate) fn run(args: &InfoArgs, console: &Console) -> Result<()> {
         console.json(&facts)
     } else {
         console.result(facts.sheet())
+    }
+}
+
+/// How this machine computes.
+#[derive(Serialize)]
+struct Cpu {
+    threads: usize,
+    /// What it has, narrowest first.
+    available: Vec<&'static str>,
+    /// What is used.
+    instruction_set: &'static str,
+    /// What `--precision auto` stands for.
+    auto: &'static str,
+    /// Precision to what multiplies with a weight that is kept in it.
+    products: BTreeMap<&'static str, &'static str>,
+}
+
+impl Cpu {
+    fn new() -> Self {
+        let set = InstructionSet::current();
+        Self {
+            threads: rayon::current_num_threads(),
+            available: InstructionSet::available()
+                .into_iter()
+                .map(InstructionSet::name)
+                .collect(),
+            instruction_set: set.name(),
+            auto: set.preferred().name(),
+            products: set
+                .table()
+                .into_iter()
+                .map(|(precision, path)| (precision.name(), path))
+                .collect(),
+        }
+    }
+
+    fn sheet(&self) -> String {
+        let mut lines = vec![
+            ("threads", self.threads.to_string()),
+            ("has", self.available.join(", ")),
+            ("uses", format!("{} (REFSEG_CPU)", self.instruction_set)),
+            ("auto", self.auto.to_owned()),
+        ];
+        let products = self.products.iter();
+        lines.extend(products.map(|(name, path)| (*name, (*path).to_owned())));
+        aligned(&lines)
     }
 }
 
@@ -267,12 +321,7 @@ impl Facts {
                 .clone()
                 .unwrap_or_else(|| "not stated in the folder".to_owned()),
         ));
-        let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-        let lines: Vec<String> = lines
-            .iter()
-            .map(|(name, text)| format!("{name:width$}  {text}"))
-            .collect();
-        lines.join("\n")
+        aligned(&lines)
     }
 
     fn parameter_line(&self) -> String {
@@ -286,6 +335,16 @@ impl Facts {
             of("mask_decoder"),
         )
     }
+}
+
+/// One line for each name, the texts below each other.
+fn aligned(lines: &[(&str, String)]) -> String {
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let lines: Vec<String> = lines
+        .iter()
+        .map(|(name, text)| format!("{name:width$}  {text}"))
+        .collect();
+    lines.join("\n")
 }
 
 impl Words {

@@ -25,7 +25,8 @@ use anyhow::{Result, bail};
 use refseg::{
     Options, Segmenter,
     mask::Rle,
-    predictor::{Precision, Processor},
+    nn::{InstructionSet, Precision},
+    predictor::Processor,
     sam::SamPredictor,
     segmenter::Refined,
     weights::SaveDtype,
@@ -45,14 +46,14 @@ const NAMED: usize = 5;
 /// Loads a model, whatever its method, and warns about what it does not use; also says how long
 /// that took.
 fn load(args: &ModelArgs, console: &Console) -> Result<(Box<dyn Segmenter>, Duration)> {
-    let (model, took) = timed(|| open(args));
+    let (model, took) = timed(|| open(args, console));
     let model = model?;
     warn_of_unused(model.name(), model.unused_tensors(), console);
     Ok((model, took))
 }
 
-fn open(args: &ModelArgs) -> Result<Box<dyn Segmenter>> {
-    let options = options(&args.compute);
+fn open(args: &ModelArgs, console: &Console) -> Result<Box<dyn Segmenter>> {
+    let options = options(&args.compute, console);
     let model = refseg::open(&args.model, &options)?;
     Ok(match &args.refine {
         None => model,
@@ -60,13 +61,25 @@ fn open(args: &ModelArgs) -> Result<Box<dyn Segmenter>> {
     })
 }
 
-fn options(compute: &ComputeArgs) -> Options {
+/// What `--device` and `--precision` ask for; says what `auto` stands for here.
+fn options(compute: &ComputeArgs, console: &Console) -> Options {
     let mut options = Options::default();
     options.processor = match compute.device {
         cli::Device::Cpu => Processor::Cpu,
     };
     options.precision = match compute.precision {
         cli::Precision::F32 => Precision::F32,
+        cli::Precision::Bf16 => Precision::Bf16,
+        cli::Precision::Int8 => Precision::Int8,
+        cli::Precision::Auto => {
+            let set = InstructionSet::current();
+            let precision = set.preferred();
+            console.note(format_args!(
+                "precision: {precision} ({})",
+                set.path(precision)
+            ));
+            precision
+        }
     };
     options
 }

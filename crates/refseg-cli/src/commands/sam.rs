@@ -42,7 +42,7 @@ pub(crate) fn run(args: &SamArgs, console: &Console) -> Result<()> {
             max_pixels: args.max_pixels,
         },
     )?;
-    let (predictor, load) = timed(|| open(args));
+    let (predictor, load) = timed(|| open(args, console));
     let predictor = predictor?;
     warn_of_unused(predictor.name(), predictor.unused_tensors(), console);
 
@@ -160,8 +160,8 @@ fn read_masks(path: &Path, count: usize) -> Result<Vec<Vec<f32>>> {
     }
 }
 
-fn open(args: &SamArgs) -> Result<SamPredictor, SamError> {
-    let options = options(&args.compute);
+fn open(args: &SamArgs, console: &Console) -> Result<SamPredictor, SamError> {
+    let options = options(&args.compute, console);
     match &args.decoder {
         None => SamPredictor::load(&args.model, &options),
         Some(decoder) => SamPredictor::load_tuned(&args.model, decoder, &options),

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde_json::Value;
 
 use super::{
@@ -20,7 +20,7 @@ use crate::{
     language::{LanguageConfig, LanguageModel},
     llava::{self, Llava},
     nn::{StoredTensors, TensorSource, Tensors},
-    predictor::{Options, Precision, Processor},
+    predictor::Options,
     prompt::Template,
     qwen_vl::{self, QwenVl},
     tokenizer::Tokenizer,
@@ -86,9 +86,6 @@ impl ChatModel {
                 path: folder.to_owned(),
             });
         }
-        let device = match (options.processor, options.precision) {
-            (Processor::Cpu, Precision::F32) => Device::flex(),
-        };
         let config = ConfigFile::read(folder.join("config.json"))?;
         let family = config.family()?;
         let tokenizer = Tokenizer::from_folder(folder)?;
@@ -96,7 +93,7 @@ impl ChatModel {
         if let Some(adapter) = adapter {
             weights = weights.adapted(adapter)?;
         }
-        let source = StoredTensors::new(&weights, device);
+        let source = StoredTensors::new(&weights, options.device()).packed(options.precision);
         let Parts {
             eyes,
             language,

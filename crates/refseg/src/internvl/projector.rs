@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::{Config, UnshuffleVersion};
 use crate::{
-    nn::{LayerNorm, Linear, Tensors, gelu},
+    nn::{Activation, LayerNorm, Linear, Tensors},
     weights::WeightsError,
 };
 
@@ -60,8 +60,9 @@ impl Projector {
     /// - returns `(B, P/r², D)`, image tokens
     pub fn forward(&self, vit: Tensor<3>) -> Tensor<3> {
         let joined = pixel_unshuffle(vit, self.unshuffle, self.version);
-        self.fc2
-            .forward(gelu(self.fc1.forward(self.norm.forward(joined))))
+        let inner = self.norm.forward(joined);
+        let inner = self.fc1.forward_activated(inner, Activation::Gelu);
+        self.fc2.forward(inner)
     }
 }
 

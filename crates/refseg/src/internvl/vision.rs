@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::VisionConfig;
 use crate::{
-    nn::{LayerNorm, Linear, Tensors, attention, gelu, patches, split_heads},
+    nn::{Activation, LayerNorm, Linear, Tensors, attention, patches, split_heads},
     weights::WeightsError,
 };
 
@@ -48,6 +48,7 @@ impl VisionModel {
         )?;
         Ok(Self {
             patch_embedding: Linear::new(
+                &embeddings,
                 kernel.reshape([width, 3 * patch * patch]),
                 Some(embeddings.get("patch_embedding.bias", [width], field)?),
             ),
@@ -135,7 +136,7 @@ impl Block {
         };
         let rows = |i: usize| {
             let bias = bias.clone().map(|bias| bias.narrow(0, i * width, width));
-            Linear::new(weight.clone().narrow(0, i * width, width), bias)
+            Linear::new(&qkv, weight.clone().narrow(0, i * width, width), bias)
         };
         Ok(Self {
             norm1: LayerNorm::load(&tensors.at("norm1"), width, epsilon, field)?,
@@ -162,14 +163,16 @@ impl Block {
 
     /// `(B, L, C)` to `(B, L, C)`.
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.attend(self.norm1.forward(x)) * self.ls1.clone().unsqueeze();
-        let inner = gelu(self.fc1.forward(self.norm2.forward(x.clone())));
-        x + self.fc2.forward(inner) * self.ls2.clone().unsqueeze()
+        let seen = self.attend(self.norm1.forward(x.clone()));
+        let x = self.proj.forward_scaled(seen, &self.ls1, x);
+        let inner = self.norm2.forward(x.clone());
+        let inner = self.fc1.forward_activated(inner, Activation::Gelu);
+        self.fc2.forward_scaled(inner, &self.ls2, x)
     }
 
     fn attend(&self, x: Tensor<3>) -> Tensor<3> {
         let heads = |linear: &Linear| split_heads(linear.forward(x.clone()), self.heads);
         let (query, key, value) = (heads(&self.query), heads(&self.key), heads(&self.value));
-        self.proj.forward(attention(query, key, value, None))
+        attention(query, key, value, None)
     }
 }

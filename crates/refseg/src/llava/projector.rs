@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::Config;
 use crate::{
-    nn::{Linear, Tensors, gelu},
+    nn::{Activation, Linear, Tensors},
     weights::WeightsError,
 };
 
@@ -36,6 +36,7 @@ impl Projector {
     /// # Shapes
     /// `(B, P, C)` to `(B, P, D)`.
     pub fn forward(&self, patches: Tensor<3>) -> Tensor<3> {
-        self.fc2.forward(gelu(self.fc1.forward(patches)))
+        self.fc2
+            .forward(self.fc1.forward_activated(patches, Activation::Gelu))
     }
 }

@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::VisionConfig;
 use crate::{
-    nn::{LayerNorm, Linear, Tensors, attention, patches, quick_gelu, split_heads},
+    nn::{Activation, LayerNorm, Linear, Tensors, attention, patches, split_heads},
     weights::WeightsError,
 };
 
@@ -53,7 +53,7 @@ impl VisionModel {
             "vision_config.image_size",
         )?;
         Ok(Self {
-            patch_embedding: Linear::new(kernel.reshape([width, 3 * patch * patch]), None),
+            patch_embedding: Linear::new(tensors, kernel.reshape([width, 3 * patch * patch]), None),
             class_embedding: embeddings
                 .get("class_embedding", [width], field)?
                 .reshape([1, 1, width]),
@@ -152,14 +152,16 @@ impl Block {
 
     /// `(B, L, C)` to `(B, L, C)`.
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.attend(self.norm1.forward(x));
-        let inner = quick_gelu(self.fc1.forward(self.norm2.forward(x.clone())));
-        x + self.fc2.forward(inner)
+        let seen = self.attend(self.norm1.forward(x.clone()));
+        let x = self.output.forward_added(seen, x);
+        let inner = self.norm2.forward(x.clone());
+        let inner = self.fc1.forward_activated(inner, Activation::QuickGelu);
+        self.fc2.forward_added(inner, x)
     }
 
     fn attend(&self, x: Tensor<3>) -> Tensor<3> {
         let heads = |linear: &Linear| split_heads(linear.forward(x.clone()), self.heads);
         let (query, key, value) = (heads(&self.query), heads(&self.key), heads(&self.value));
-        self.output.forward(attention(query, key, value, None))
+        attention(query, key, value, None)
     }
 }

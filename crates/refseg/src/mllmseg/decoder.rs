@@ -14,7 +14,10 @@ use burn::tensor::{Tensor, activation, module, ops::ConvOptions};
 use super::dysample::DySample;
 use crate::{
     internvl::{Config, Fusion},
-    nn::{Dropout, LayerNorm, Linear, Tensors, attention_with_dropout, split_heads},
+    nn::{
+        Activation, Conv2d, ConvShape, Dropout, LayerNorm, Linear, Tensors, attention_with_dropout,
+        split_heads,
+    },
     weights::WeightsError,
 };
 
@@ -350,7 +353,7 @@ impl CrossDecoder {
 
     fn finish(&self, x: Tensor<3>) -> Tensor<3> {
         let x = self.norm2.forward(x);
-        let inner = activation::relu(self.linear1.forward(x.clone()));
+        let inner = self.linear1.forward_activated(x.clone(), Activation::Relu);
         let change = self.linear2.forward(self.dropouts[2].forward(inner));
         let x = self.norm3.forward(x + self.dropouts[3].forward(change));
         self.norm.forward(x)
@@ -379,7 +382,11 @@ impl MultiHeadAttention {
         let bias = tensors.get("in_proj_bias", [3 * width], field)?;
         let part = |i: usize| {
             let rows = weight.clone().narrow(0, i * width, width);
-            Linear::new(rows, Some(bias.clone().narrow(0, i * width, width)))
+            Linear::new(
+                tensors,
+                rows,
+                Some(bias.clone().narrow(0, i * width, width)),
+            )
         };
         Ok(Self {
             query: part(0),
@@ -408,10 +415,8 @@ impl MultiHeadAttention {
 /// A 3×3 convolution, batch norm, and ReLU.
 #[derive(Debug, Clone)]
 pub struct ConvNorm {
-    /// Key `0.weight`: `(out, in, 3, 3)`.
-    kernel: Tensor<4>,
-    /// Key `0.bias`: `(out)`.
-    bias: Tensor<1>,
+    /// Key `0`.
+    convolution: Conv2d,
     /// Key `1.weight`: `(out)`.
     scale: Tensor<1>,
     /// Key `1.bias`: `(out)`.
@@ -427,8 +432,7 @@ impl ConvNorm {
         let field = "vision_config.patch_size";
         let get = |name| tensors.get(name, [outputs], field);
         Ok(Self {
-            kernel: tensors.get("0.weight", [outputs, inputs, 3, 3], field)?,
-            bias: get("0.bias")?,
+            convolution: Conv2d::load(&tensors.at("0"), ConvShape::new(inputs, outputs, 3), field)?,
             scale: get("1.weight")?,
             shift: get("1.bias")?,
             mean: get("1.running_mean")?,
@@ -438,7 +442,7 @@ impl ConvNorm {
 
     /// With the stored statistics.
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let x = self.convolve(x);
+        let x = self.convolution.forward(x);
         let (scale, shift) = (self.scale.clone(), self.shift.clone());
         let (mean, variance) = (self.mean.clone(), self.variance.clone());
         activation::relu(module::batch_norm(
@@ -453,7 +457,7 @@ impl ConvNorm {
 
     /// With the statistics of this batch, which are returned: mean and biased variance.
     fn forward_in_training(&self, x: Tensor<4>) -> (Tensor<4>, (Tensor<1>, Tensor<1>)) {
-        let x = self.convolve(x);
+        let x = self.convolution.forward(x);
         let x = module::batch_norm_train(
             x,
             self.scale.clone(),
@@ -461,11 +465,6 @@ impl ConvNorm {
             BATCH_NORM_EPSILON,
         );
         (activation::relu(x.output), (x.mean, x.variance))
-    }
-
-    fn convolve(&self, x: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
-        module::conv2d(x, self.kernel.clone(), Some(self.bias.clone()), options)
     }
 }
 

@@ -39,7 +39,7 @@ impl DySample {
         let kernel = tensors.get("offset.weight", [outputs, width, 1, 1], field)?;
         let bias = tensors.get("offset.bias", [outputs], field)?;
         Ok(Self {
-            offset: Linear::new(kernel.reshape([outputs, width]), Some(bias)),
+            offset: Linear::new(tensors, kernel.reshape([outputs, width]), Some(bias)),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{Dropout, kernels};
+use super::{Dropout, inference, kernels};
 
 /// `softmax(q·kᵀ/√d + mask) · v`, where a group of query heads shares one
 /// key-value head: query head `h` reads key-value head `h / (H / G)`.
@@ -27,6 +27,9 @@ pub fn attention_with_dropout(
     mask: Option<&Tensor<4>>,
     dropout: &Dropout,
 ) -> Tensor<3> {
+    if !q.device().is_autodiff() && !dropout.is_active() {
+        return inference::attention(q, k, v, mask);
+    }
     let [batch, heads, length, head_dim] = q.dims();
     let [_, groups, keys, _] = k.dims();
     let q = q.mul_scalar((head_dim as f64).powf(-0.5));

@@ -1,14 +1,30 @@
 //! Two-dimensional convolution, and maps cut into patches.
 
+use std::sync::Arc;
+
 use burn::tensor::{Tensor, module, ops::ConvOptions};
 
-use super::Tensors;
+use super::{
+    Tensors,
+    inference::{self, PackedConvolution},
+};
 use crate::weights::WeightsError;
 
 /// A convolution with a square kernel of odd side and zeros around the map, so
 /// that a stride of one keeps its size.
 #[derive(Debug, Clone)]
-pub struct Conv2d {
+pub struct Conv2d(Form);
+
+#[derive(Debug, Clone)]
+enum Form {
+    /// As the framework computes it.
+    Plain(Plain),
+    /// With a stride of one and in one group: a product for each cell of the kernel.
+    Packed(Arc<PackedConvolution>),
+}
+
+#[derive(Debug, Clone)]
+struct Plain {
     /// Key `weight`: `(out, in / groups, side, side)`.
     weight: Tensor<4>,
     /// Key `bias`: `(out)`.
@@ -73,10 +89,11 @@ impl Conv2d {
         implied_by: &'static str,
     ) -> Result<Self, WeightsError> {
         let bias = tensors.get("bias", [shape.outputs], implied_by)?;
-        Ok(Self {
+        let plain = Plain {
             bias: Some(bias),
-            ..Self::load_without_bias(tensors, shape, implied_by)?
-        })
+            ..Plain::load(tensors, shape, implied_by)?
+        };
+        Ok(plain.prepared(tensors))
     }
 
     /// Reads `weight` alone.
@@ -84,6 +101,51 @@ impl Conv2d {
     /// # Errors
     /// If the tensor is missing or of another shape.
     pub fn load_without_bias(
+        tensors: &Tensors<'_>,
+        shape: ConvShape,
+        implied_by: &'static str,
+    ) -> Result<Self, WeightsError> {
+        Ok(Plain::load(tensors, shape, implied_by)?.prepared(tensors))
+    }
+
+    /// Reads a convolution without a bias and the batch norm behind it, with its stored statistics, as one: the
+    /// norm is affine, so it scales the kernel and gives the bias.
+    ///
+    /// # Errors
+    /// If `weight` of `tensors`, or `weight`, `bias`, `running_mean` or `running_var` of `norm` is missing or of
+    /// another shape.
+    pub fn load_with_batch_norm(
+        tensors: &Tensors<'_>,
+        norm: &Tensors<'_>,
+        shape: ConvShape,
+        epsilon: f64,
+        implied_by: &'static str,
+    ) -> Result<Self, WeightsError> {
+        let plain = Plain::load(tensors, shape, implied_by)?;
+        let get = |name| norm.get::<1>(name, [shape.outputs], implied_by);
+        let scale = get("weight")? / (get("running_var")? + epsilon).sqrt();
+        let folded = Plain {
+            bias: Some(get("bias")? - get("running_mean")? * scale.clone()),
+            weight: plain.weight * scale.reshape([shape.outputs, 1, 1, 1]),
+            ..plain
+        };
+        Ok(folded.prepared(tensors))
+    }
+
+    /// # Shapes
+    /// `(B, in, h, w)` to `(B, out, ⌈h/stride⌉, ⌈w/stride⌉)`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        match &self.0 {
+            Form::Plain(plain) => plain.forward(x),
+            Form::Packed(packed) => {
+                inference::convolution(x.permute([0, 2, 3, 1]), packed).permute([0, 3, 1, 2])
+            }
+        }
+    }
+}
+
+impl Plain {
+    fn load(
         tensors: &Tensors<'_>,
         shape: ConvShape,
         implied_by: &'static str,
@@ -103,35 +165,17 @@ impl Conv2d {
         })
     }
 
-    /// This convolution and the batch norm behind it, with its stored statistics, in one: the norm
-    /// is affine, so it scales the kernel and moves the bias.
-    ///
-    /// # Errors
-    /// If `weight`, `bias`, `running_mean` or `running_var` of the norm is missing or of another shape.
-    pub fn with_batch_norm(
-        self,
-        norm: &Tensors<'_>,
-        epsilon: f64,
-        implied_by: &'static str,
-    ) -> Result<Self, WeightsError> {
-        let [outputs, ..] = self.weight.dims();
-        let get = |name| norm.get::<1>(name, [outputs], implied_by);
-        let scale = get("weight")? / (get("running_var")? + epsilon).sqrt();
-        let mean = get("running_mean")?;
-        let offset = match self.bias {
-            Some(bias) => bias - mean,
-            None => -mean,
-        };
-        Ok(Self {
-            bias: Some(offset * scale.clone() + get("bias")?),
-            weight: self.weight * scale.reshape([outputs, 1, 1, 1]),
-            ..self
+    fn prepared(self, tensors: &Tensors<'_>) -> Conv2d {
+        Conv2d(match tensors.precision() {
+            Some(precision) if self.stride == 1 && self.groups == 1 => {
+                let packed = PackedConvolution::new(self.weight, self.bias, precision);
+                Form::Packed(Arc::new(packed))
+            }
+            _ => Form::Plain(self),
         })
     }
 
-    /// # Shapes
-    /// `(B, in, h, w)` to `(B, out, ⌈h/stride⌉, ⌈w/stride⌉)`.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [.., side] = self.weight.dims();
         let (stride, padding) = ([self.stride; 2], [side / 2; 2]);
         let options = ConvOptions::new(stride, padding, [1, 1], self.groups);
@@ -156,32 +200,11 @@ mod tests {
     use burn::tensor::{Device, Distribution};
 
     use super::*;
-    use crate::nn::TensorSource;
-
-    /// Values that depend on the key alone.
-    struct Drawn;
-
-    impl TensorSource for Drawn {
-        fn tensor(
-            &self,
-            key: &str,
-            shape: &[usize],
-            _: &'static str,
-        ) -> Result<Tensor<1>, WeightsError> {
-            let count: usize = shape.iter().product();
-            let mut random = crate::random::SplitMix64::named(key, 0);
-            let values: Vec<f32> = (0..count).map(|_| random.uniform() as f32 + 0.1).collect();
-            Ok(Tensor::from_floats(&values[..], &Device::flex()))
-        }
-
-        fn device(&self) -> Device {
-            Device::flex()
-        }
-    }
+    use crate::nn::{Precision, tensors::Drawn};
 
     #[test]
     fn a_batch_norm_folds_into_the_convolution_before_it() -> Result<(), WeightsError> {
-        let tensors = Tensors::root(&Drawn);
+        let tensors = Tensors::root(&Drawn::PLAIN);
         let shape = ConvShape::new(4, 6, 3).strided(2).grouped(2);
         let x = Tensor::random(
             [2, 4, 7, 5],
@@ -190,22 +213,36 @@ mod tests {
         );
         let norm = tensors.at("norm");
         let get = |name| norm.get::<1>(name, [6], "");
-        for conv in [
-            Conv2d::load(&tensors, shape, "")?,
-            Conv2d::load_without_bias(&tensors, shape, "")?,
-        ] {
-            let apart = module::batch_norm(
-                conv.forward(x.clone()),
-                get("weight")?,
-                get("bias")?,
-                get("running_mean")?,
-                get("running_var")?,
-                1e-3,
+        let apart = module::batch_norm(
+            Conv2d::load_without_bias(&tensors, shape, "")?.forward(x.clone()),
+            get("weight")?,
+            get("bias")?,
+            get("running_mean")?,
+            get("running_var")?,
+            1e-3,
+        );
+        let folded = Conv2d::load_with_batch_norm(&tensors, &norm, shape, 1e-3, "")?.forward(x);
+        assert_eq!(folded.dims(), [2, 6, 4, 3]);
+        let gap: f32 = (folded - apart).abs().max().into_scalar();
+        assert!(gap < 1e-5, "{gap}");
+        Ok(())
+    }
+
+    #[test]
+    fn products_for_each_cell_of_the_kernel_are_the_convolution() -> Result<(), WeightsError> {
+        for (side, height, width) in [(1, 4, 3), (3, 7, 5), (3, 1, 1), (5, 6, 9)] {
+            let shape = ConvShape::new(4, 6, side);
+            let x = Tensor::random(
+                [2, 4, height, width],
+                Distribution::Normal(0.0, 1.0),
+                &Device::flex(),
             );
-            let folded = conv.with_batch_norm(&norm, 1e-3, "")?.forward(x.clone());
-            assert_eq!(folded.dims(), [2, 6, 4, 3]);
-            let gap: f32 = (folded - apart).abs().max().into_scalar();
-            assert!(gap < 1e-5, "{gap}");
+            let plain = Conv2d::load(&Tensors::root(&Drawn::PLAIN), shape, "")?;
+            let packed = Conv2d::load(&Tensors::root(&Drawn::packed(Precision::F32)), shape, "")?;
+            assert!(matches!(packed.0, Form::Packed(_)));
+            let gap = plain.forward(x.clone()) - packed.forward(x);
+            let gap: f32 = gap.abs().max().into_scalar();
+            assert!(gap < 1e-4, "{side}: {gap}");
         }
         Ok(())
     }

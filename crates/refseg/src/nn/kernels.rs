@@ -20,6 +20,7 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use rayon::prelude::*;
+use refseg_kernels::math::{exp, phi, phi_tanh};
 
 /// Exact GELU, `x · Φ(x)`.
 pub(super) fn gelu<const R: usize>(x: Tensor<R>) -> Tensor<R> {
@@ -407,11 +408,11 @@ fn row_length(tensor: &FloatTensor<Flex>) -> usize {
         .max(1)
 }
 
-fn contiguous(tensor: &FloatTensor<Flex>) -> FloatTensor<Flex> {
+pub(super) fn contiguous(tensor: &FloatTensor<Flex>) -> FloatTensor<Flex> {
     tensor.to_contiguous()
 }
 
-fn floats(tensor: &FloatTensor<Flex>) -> &[f32] {
+pub(super) fn floats(tensor: &FloatTensor<Flex>) -> &[f32] {
     tensor
         .as_slice()
         .expect("made contiguous, and the CPU computes in f32")
@@ -476,79 +477,6 @@ fn moments(x: &[f32], epsilon: f32, centred: bool) -> (f32, f32) {
     (mean, 1.0 / (square + epsilon).sqrt())
 }
 
-/// `Φ(x)` and `φ(x)` of the normal distribution.
-///
-/// Abramowitz and Stegun, 7.1.26: off by at most 1.5e-7.
-#[expect(
-    clippy::excessive_precision,
-    reason = "constants stand as their source prints them"
-)]
-#[inline(always)]
-fn phi(x: f32) -> (f32, f32) {
-    const A: [f32; 5] = [
-        0.254_829_592,
-        -0.284_496_736,
-        1.421_413_741,
-        -1.453_152_027,
-        1.061_405_429,
-    ];
-    const P: f32 = 0.327_591_1;
-    const INVERSE_ROOT_TAU: f32 = 0.398_942_28;
-    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / (1.0 + P * z);
-    let bell = exp(-z * z);
-    let tail = t * (A[0] + t * (A[1] + t * (A[2] + t * (A[3] + t * A[4])))) * bell * 0.5;
-    let cumulative = if x < 0.0 { tail } else { 1.0 - tail };
-    (cumulative, bell * INVERSE_ROOT_TAU)
-}
-
-/// `½ · (1 + tanh u)`, `u = √(2/π) · (x + 0.044715·x³)`, which is close to `Φ(x)`, and its derivative.
-#[inline(always)]
-fn phi_tanh(x: f32) -> (f32, f32) {
-    const CUBE: f32 = 0.044_715;
-    /// 2·√(2/π), since `½ · (1 + tanh u)` is the sigmoid of `2u`.
-    const TWICE_ROOT: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2;
-    let square = x * x;
-    let twice_u = TWICE_ROOT * x * (1.0 + CUBE * square);
-    let slope = TWICE_ROOT * (1.0 + 3.0 * CUBE * square);
-    let cumulative = 1.0 / (1.0 + exp(-twice_u));
-    (cumulative, cumulative * (1.0 - cumulative) * slope)
-}
-
-/// `eˣ`, off by at most two units in the last place between −87 and 88; 0 below.
-#[expect(
-    clippy::excessive_precision,
-    reason = "constants stand as their source prints them"
-)]
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const LN_2_HIGH: f32 = 0.693_359_375;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    /// Adding this rounds to a whole number and leaves it in the low bits: 1.5 · 2²³.
-    const ROUND: f32 = 12_582_912.0;
-    let clamped = x.clamp(-87.0, 88.0);
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = clamped - n * LN_2_HIGH - n * LN_2_LOW;
-    // Minimax polynomial of (eʳ − 1 − r) / r² on ±ln 2 / 2 (Cephes, `expf`).
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_1e-1;
-    let y = p * r * r + r + 1.0;
-    let power = f32::from_bits(
-        shifted
-            .to_bits()
-            .wrapping_sub(ROUND.to_bits())
-            .wrapping_add(127)
-            << 23,
-    );
-    let y = y * power;
-    if x < -87.0 { 0.0 } else { y }
-}
-
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, Distribution, activation};
@@ -568,17 +496,6 @@ mod tests {
                 "{found}, expected {expected}"
             );
         }
-    }
-
-    #[test]
-    fn exp_agrees_with_the_library_over_its_range() {
-        for i in -8700..8800 {
-            let x = i as f32 * 0.01;
-            let exact = f64::from(x).exp();
-            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 3e-7, "{x}");
-        }
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert!(exp(f32::NAN).is_nan());
     }
 
     #[test]

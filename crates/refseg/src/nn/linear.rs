@@ -1,19 +1,34 @@
 //! The affine layer and the activations that follow it.
 
-use burn::tensor::{Tensor, activation, module};
+use std::sync::Arc;
 
-use super::{Dropout, Tensors, kernels};
+use burn::tensor::{Tensor, activation, module};
+use refseg_kernels::Activation;
+
+use super::{
+    Dropout, Tensors,
+    inference::{self, PackedLinear},
+    kernels,
+};
 use crate::weights::WeightsError;
 
 /// `x · Wᵀ + b`.
 #[derive(Debug, Clone)]
-pub struct Linear {
-    /// Key `weight`: `(out, in)`, as in the checkpoint.
-    weight: Tensor<2>,
-    /// Key `bias`: `(out)`.
-    bias: Option<Tensor<1>>,
-    /// Keys `lora_A` and `lora_B`, while they are being trained.
-    low_rank: Option<LowRank>,
+pub struct Linear(Form);
+
+#[derive(Debug, Clone)]
+enum Form {
+    /// As the framework multiplies, with gradients if they are wanted.
+    Plain {
+        /// Key `weight`: `(out, in)`, as in the checkpoint.
+        weight: Tensor<2>,
+        /// Key `bias`: `(out)`.
+        bias: Option<Tensor<1>>,
+        /// Keys `lora_A` and `lora_B`, while they are being trained.
+        low_rank: Option<LowRank>,
+    },
+    /// As the CPU reads it best.
+    Packed(Arc<PackedLinear>),
 }
 
 /// A change of a weight that is being trained beside it: `x` gains `s · drop(x) · Aᵀ · Bᵀ`.
@@ -38,14 +53,11 @@ impl Linear {
     /// If a tensor is missing or of another shape.
     pub fn load(
         tensors: &Tensors<'_>,
-        [inputs, outputs]: [usize; 2],
+        size: [usize; 2],
         implied_by: &'static str,
     ) -> Result<Self, WeightsError> {
-        let bias = tensors.get("bias", [outputs], implied_by)?;
-        Ok(Self {
-            bias: Some(bias),
-            ..Self::load_without_bias(tensors, [inputs, outputs], implied_by)?
-        })
+        let bias = tensors.get("bias", [size[1]], implied_by)?;
+        Self::read(tensors, size, Some(bias), implied_by)
     }
 
     /// Reads `weight` alone.
@@ -54,38 +66,134 @@ impl Linear {
     /// If the tensor is missing or of another shape.
     pub fn load_without_bias(
         tensors: &Tensors<'_>,
+        size: [usize; 2],
+        implied_by: &'static str,
+    ) -> Result<Self, WeightsError> {
+        Self::read(tensors, size, None, implied_by)
+    }
+
+    fn read(
+        tensors: &Tensors<'_>,
         [inputs, outputs]: [usize; 2],
+        bias: Option<Tensor<1>>,
         implied_by: &'static str,
     ) -> Result<Self, WeightsError> {
         let weight = tensors.get("weight", [outputs, inputs], implied_by)?;
-        Ok(Self {
-            low_rank: tensors.low_rank("weight", [outputs, inputs])?,
-            ..Self::new(weight, None)
-        })
+        let mut linear = Self::new(tensors, weight, bias);
+        if let Form::Plain { low_rank, .. } = &mut linear.0 {
+            *low_rank = tensors.low_rank("weight", [outputs, inputs])?;
+        }
+        Ok(linear)
     }
 
-    /// A layer of the given `(out, in)` weight and `(out)` bias.
-    pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self {
-            weight,
-            bias,
-            low_rank: None,
-        }
+    /// A layer of the given `(out, in)` weight and `(out)` bias, in the precision of `tensors`.
+    pub fn new(tensors: &Tensors<'_>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        Self(match tensors.precision() {
+            None => Form::Plain {
+                weight,
+                bias,
+                low_rank: None,
+            },
+            Some(precision) => Form::Packed(Arc::new(PackedLinear::new(weight, bias, precision))),
+        })
     }
 
     /// # Shapes
     /// - `x`: `(…, in)`
     /// - returns `(…, out)`
     pub fn forward<const R: usize>(&self, x: Tensor<R>) -> Tensor<R> {
-        let change = self
-            .low_rank
-            .as_ref()
-            .map(|low_rank| low_rank.forward(x.clone()));
-        let y = module::linear(x, self.weight.clone().transpose(), self.bias.clone());
-        match change {
-            None => y,
-            Some(change) => y + change,
+        self.forward_activated(x, Activation::Identity)
+    }
+
+    /// `activation(x · Wᵀ + b)`.
+    ///
+    /// # Shapes
+    /// As [`Linear::forward`].
+    pub fn forward_activated<const R: usize>(
+        &self,
+        x: Tensor<R>,
+        activation: Activation,
+    ) -> Tensor<R> {
+        match &self.0 {
+            Form::Packed(layer) => inference::linear(x, layer, activation),
+            Form::Plain {
+                weight,
+                bias,
+                low_rank,
+            } => {
+                let change = low_rank.as_ref().map(|change| change.forward(x.clone()));
+                let y = module::linear(x, weight.clone().transpose(), bias.clone());
+                activate(
+                    match change {
+                        None => y,
+                        Some(change) => y + change,
+                    },
+                    activation,
+                )
+            }
         }
+    }
+
+    /// `activation(x · Wᵀ + b) · times`, as in gated layers.
+    ///
+    /// # Shapes
+    /// - `x`: `(…, in)`
+    /// - `times`: `(…, out)`
+    /// - returns `(…, out)`
+    pub fn forward_gated<const R: usize>(
+        &self,
+        x: Tensor<R>,
+        activation: Activation,
+        times: Tensor<R>,
+    ) -> Tensor<R> {
+        match &self.0 {
+            Form::Packed(layer) => inference::gated_linear(x, times, layer, activation),
+            Form::Plain { .. } => self.forward_activated(x, activation) * times,
+        }
+    }
+
+    /// `residual + x · Wᵀ + b`.
+    ///
+    /// # Shapes
+    /// - `x`: `(…, in)`
+    /// - `residual`: `(…, out)`
+    /// - returns `(…, out)`
+    pub fn forward_added<const R: usize>(&self, x: Tensor<R>, residual: Tensor<R>) -> Tensor<R> {
+        match &self.0 {
+            Form::Packed(layer) => inference::added_linear(x, residual, layer),
+            Form::Plain { .. } => residual + self.forward(x),
+        }
+    }
+
+    /// `residual + scale · (x · Wᵀ + b)`, where `scale` is a LayerScale.
+    ///
+    /// # Shapes
+    /// - `x`: `(…, in)`
+    /// - `scale`: `(out)`
+    /// - `residual`: `(…, out)`
+    /// - returns `(…, out)`
+    pub fn forward_scaled<const R: usize>(
+        &self,
+        x: Tensor<R>,
+        scale: &Tensor<1>,
+        residual: Tensor<R>,
+    ) -> Tensor<R> {
+        match &self.0 {
+            Form::Packed(layer) => inference::scaled_linear(x, residual, scale.clone(), layer),
+            Form::Plain { .. } => residual + self.forward(x) * scale.clone().unsqueeze(),
+        }
+    }
+}
+
+/// A function of each element.
+fn activate<const R: usize>(x: Tensor<R>, activation: Activation) -> Tensor<R> {
+    match activation {
+        Activation::Identity => x,
+        Activation::Gelu => gelu(x),
+        Activation::GeluTanh => gelu_tanh(x),
+        Activation::QuickGelu => quick_gelu(x),
+        Activation::Silu => silu(x),
+        Activation::Relu => activation::relu(x),
     }
 }
 

@@ -3,9 +3,22 @@
 use std::{cell::RefCell, collections::HashSet};
 
 use burn::tensor::{Device, Tensor, TensorData};
+use refseg_kernels::Precision;
 
 use super::TensorSource;
 use crate::weights::{Weights, WeightsError};
+
+/// Layers that [`Precision::Int8`] leaves in bf16: those that draw the mask, those that read pixels, and what stands
+/// between the vision tower and the language model. They are a small part of the work, and in int8 they moved
+/// borders the most (docs/performance.md).
+const DELICATE: [&str; 6] = [
+    "res_decoder",
+    "mask_decoder",
+    "prompt_encoder",
+    "vision_model.embeddings",
+    "patch_embed",
+    "mlp1",
+];
 
 /// A checkpoint as a [`TensorSource`]: reads each tensor when a network asks for it.
 #[derive(Debug)]
@@ -14,6 +27,7 @@ pub struct StoredTensors<'a> {
     device: Device,
     /// Where the sizes stand that tensors are compared with.
     sizes_from: &'static str,
+    precision: Option<Precision>,
     used: RefCell<HashSet<String>>,
 }
 
@@ -24,6 +38,7 @@ impl<'a> StoredTensors<'a> {
             weights,
             device,
             sizes_from: "in config.json",
+            precision: None,
             used: RefCell::default(),
         }
     }
@@ -33,6 +48,16 @@ impl<'a> StoredTensors<'a> {
         Self {
             sizes_from: "as other tensors tell it",
             ..Self::new(weights, device)
+        }
+    }
+
+    /// The same tensors, packed in this precision where they are multiplied with; with
+    /// [`Precision::Int8`] some layers are packed in bf16.
+    #[must_use]
+    pub fn packed(self, precision: Precision) -> Self {
+        Self {
+            precision: Some(precision),
+            ..self
         }
     }
 
@@ -58,6 +83,14 @@ impl TensorSource for StoredTensors<'_> {
             TensorData::new(values, [count]),
             &self.device,
         ))
+    }
+
+    fn precision(&self, key: &str) -> Option<Precision> {
+        let is_delicate = || DELICATE.iter().any(|name| key.contains(name));
+        match self.precision {
+            Some(Precision::Int8) if is_delicate() => Some(Precision::Bf16),
+            precision => precision,
+        }
     }
 
     fn device(&self) -> Device {

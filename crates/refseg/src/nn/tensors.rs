@@ -1,6 +1,8 @@
 //! Where a network's tensors come from.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
+
+use refseg_kernels::Precision;
 
 use super::{Dropout, LowRank};
 use crate::weights::WeightsError;
@@ -25,6 +27,13 @@ pub trait TensorSource {
 
     /// The device on which the tensors live.
     fn device(&self) -> Device;
+
+    /// In which numbers layers of the network are packed for inference; `None` leaves them to the
+    /// framework, as training needs it. Depends on `key`, the beginning of the layer's keys.
+    fn precision(&self, key: &str) -> Option<Precision> {
+        let _ = key;
+        None
+    }
 
     /// The change that is being trained beside the `(out, in)` matrix `key`, if there is one.
     ///
@@ -82,6 +91,23 @@ impl<'a> Tensors<'a> {
         Ok(flat.reshape(shape))
     }
 
+    /// A `(rows, columns)` table whose rows are looked up: in bf16 where layers are packed in less than f32.
+    ///
+    /// # Errors
+    /// See [`TensorSource::tensor`].
+    pub fn table(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        implied_by: &'static str,
+    ) -> Result<Tensor<2>, WeightsError> {
+        let table = self.get(name, shape, implied_by)?;
+        Ok(match self.precision() {
+            None | Some(Precision::F32) => table,
+            Some(Precision::Bf16 | Precision::Int8) => table.cast(FloatDType::BF16),
+        })
+    }
+
     /// The change that is being trained beside the `(out, in)` matrix `name`, if there is one.
     ///
     /// # Errors
@@ -95,6 +121,11 @@ impl<'a> Tensors<'a> {
         self.source.dropout(&self.key(name), rate)
     }
 
+    /// In which numbers a layer below the prefix is packed: see [`TensorSource::precision`].
+    pub fn precision(&self) -> Option<Precision> {
+        self.source.precision(&self.prefix)
+    }
+
     /// The device on which the tensors live.
     pub fn device(&self) -> Device {
         self.source.device()
@@ -106,5 +137,45 @@ impl<'a> Tensors<'a> {
         } else {
             format!("{}.{name}", self.prefix)
         }
+    }
+}
+
+/// Values between 0.1 and 1.1 that depend on the key alone.
+#[cfg(test)]
+pub(super) struct Drawn {
+    precision: Option<Precision>,
+}
+
+#[cfg(test)]
+impl Drawn {
+    pub(super) const PLAIN: Self = Self { precision: None };
+
+    pub(super) fn packed(precision: Precision) -> Self {
+        Self {
+            precision: Some(precision),
+        }
+    }
+}
+
+#[cfg(test)]
+impl TensorSource for Drawn {
+    fn tensor(
+        &self,
+        key: &str,
+        shape: &[usize],
+        _: &'static str,
+    ) -> Result<Tensor<1>, WeightsError> {
+        let count: usize = shape.iter().product();
+        let mut random = crate::random::SplitMix64::named(key, 0);
+        let values: Vec<f32> = (0..count).map(|_| random.uniform() as f32 + 0.1).collect();
+        Ok(Tensor::from_floats(&values[..], &Device::flex()))
+    }
+
+    fn device(&self) -> Device {
+        Device::flex()
+    }
+
+    fn precision(&self, _: &str) -> Option<Precision> {
+        self.precision
     }
 }

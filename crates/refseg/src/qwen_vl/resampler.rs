@@ -55,7 +55,11 @@ impl Resampler {
         let bias = pool.get("attn.in_proj_bias", [3 * width], field)?;
         let rows = |i: usize| {
             let bias = bias.clone().narrow(0, i * width, width);
-            Linear::new(weight.clone().narrow(0, i * width, width), Some(bias))
+            Linear::new(
+                &pool,
+                weight.clone().narrow(0, i * width, width),
+                Some(bias),
+            )
         };
         let positions = table("pos_embed")?;
         let query = norm(&pool, "ln_q")?.forward(table("query")?) + positions.clone();

@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{VisualConfig, bicubic::resize_table};
 use crate::{
-    nn::{LayerNorm, Linear, Tensors, attention, gelu, patches},
+    nn::{Activation, LayerNorm, Linear, Tensors, attention, patches},
     weights::WeightsError,
 };
 
@@ -49,7 +49,7 @@ impl VisionModel {
         )?;
         let blocks = tensors.at("transformer.resblocks");
         Ok(Self {
-            conv1: Linear::new(kernel.reshape([width, 3 * patch * patch]), None),
+            conv1: Linear::new(tensors, kernel.reshape([width, 3 * patch * patch]), None),
             positions: resize_table(table, TABLE, config.grid()).unsqueeze(),
             pre_norm: LayerNorm::load(&tensors.at("ln_pre"), width, EPSILON, "visual.width")?,
             layers: (0..config.layers)
@@ -121,9 +121,11 @@ impl Block {
 
     /// `(B, L, C)` to `(B, L, C)`.
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.attend(self.norm1.forward(x));
-        let inner = gelu(self.fc.forward(self.norm2.forward(x.clone())));
-        x + self.proj.forward(inner)
+        let seen = self.attend(self.norm1.forward(x.clone()));
+        let x = self.out_proj.forward_added(seen, x);
+        let inner = self.norm2.forward(x.clone());
+        let inner = self.fc.forward_activated(inner, Activation::Gelu);
+        self.proj.forward_added(inner, x)
     }
 
     fn attend(&self, x: Tensor<3>) -> Tensor<3> {
@@ -133,8 +135,7 @@ impl Block {
         let fused = fused.reshape([batch, length, self.heads, 3 * head_dim]);
         let heads = fused.swap_dims(1, 2); // (B, H, L, 3·d)
         let part = |i: usize| heads.clone().narrow(3, i * head_dim, head_dim);
-        self.out_proj
-            .forward(attention(part(0), part(1), part(2), None))
+        attention(part(0), part(1), part(2), None)
     }
 }
 

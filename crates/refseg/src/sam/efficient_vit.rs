@@ -413,11 +413,8 @@ const WIDTHS: &str = "image_encoder.width_list";
 
 /// A convolution `conv` without bias and the batch norm `norm` behind it.
 fn normed(tensors: &Tensors<'_>, shape: ConvShape, epsilon: f64) -> Result<Conv2d, WeightsError> {
-    Conv2d::load_without_bias(&tensors.at("conv"), shape, WIDTHS)?.with_batch_norm(
-        &tensors.at("norm"),
-        epsilon,
-        WIDTHS,
-    )
+    let (convolution, norm) = (tensors.at("conv"), tensors.at("norm"));
+    Conv2d::load_with_batch_norm(&convolution, &norm, shape, epsilon, WIDTHS)
 }
 
 #[cfg(test)]

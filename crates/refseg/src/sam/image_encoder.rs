@@ -9,7 +9,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::{Watch, config::VitConfig, windows};
 use crate::{
-    nn::{Conv2d, ConvShape, LayerNorm, Linear, Tensors, gelu, patches, softmax, split_heads},
+    nn::{
+        Activation, Conv2d, ConvShape, LayerNorm, Linear, Tensors, patches, softmax, split_heads,
+    },
     weights::WeightsError,
 };
 
@@ -43,7 +45,11 @@ impl VitEncoder {
         )?;
         let bias = proj.get("bias", [width], "image_encoder.embed_dim")?;
         Ok(Self {
-            patch_embed: Linear::new(kernel.reshape([width, 3 * patch * patch]), Some(bias)),
+            patch_embed: Linear::new(
+                tensors,
+                kernel.reshape([width, 3 * patch * patch]),
+                Some(bias),
+            ),
             positions: tensors.get(
                 "pos_embed",
                 [1, grid, grid, width],
@@ -137,8 +143,9 @@ impl Block {
         let seen = windows::cut(self.norm1.forward(x.clone()), side);
         let seen = self.attention.forward(seen);
         let x = x + windows::join(seen, side, [batch, height, width]);
-        let inner = gelu(self.lin1.forward(self.norm2.forward(x.clone())));
-        x + self.lin2.forward(inner)
+        let inner = self.norm2.forward(x.clone());
+        let inner = self.lin1.forward_activated(inner, Activation::Gelu);
+        self.lin2.forward_added(inner, x)
     }
 }
 
@@ -290,7 +297,7 @@ impl Neck {
         let norm = |name: &str| LayerNorm::load(&tensors.at(name), outputs, epsilon, field);
         let shape = ConvShape::new(outputs, outputs, 3);
         Ok(Self {
-            narrow: Linear::new(kernel.reshape([outputs, inputs]), None),
+            narrow: Linear::new(tensors, kernel.reshape([outputs, inputs]), None),
             norm1: norm("1")?,
             smooth: Conv2d::load_without_bias(&tensors.at("2"), shape, field)?,
             norm2: norm("3")?,

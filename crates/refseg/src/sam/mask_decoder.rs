@@ -6,11 +6,11 @@
 //! is the caller's; transposed convolutions of stride 2 are linear maps from a
 //! cell to its four parts.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use super::{Watch, config::DecoderConfig};
 use crate::{
-    nn::{LayerNorm, Linear, Tensors, attention, gelu, split_heads},
+    nn::{Activation, LayerNorm, Linear, Tensors, attention, gelu, split_heads},
     weights::WeightsError,
 };
 
@@ -254,7 +254,9 @@ impl TwoWayLayer {
             .forward(placed, placed_image.clone(), image.clone());
         let tokens = self.norm2.forward(tokens + seen);
 
-        let inner = activation::relu(self.lin1.forward(tokens.clone()));
+        let inner = self
+            .lin1
+            .forward_activated(tokens.clone(), Activation::Relu);
         let tokens = self.norm3.forward(tokens + self.lin2.forward(inner));
 
         let placed = tokens.clone() + prompt.clone();
@@ -317,7 +319,11 @@ impl Upscaling {
         let bias = tensors.get::<1>("bias", [outputs], field)?;
         // Rows of the linear map: row and column within the cell, then the channel.
         let kernel = kernel.permute([2, 3, 1, 0]).reshape([4 * outputs, inputs]);
-        Ok(Self(Linear::new(kernel, Some(bias.repeat_dim(0, 4)))))
+        Ok(Self(Linear::new(
+            tensors,
+            kernel,
+            Some(bias.repeat_dim(0, 4)),
+        )))
     }
 
     /// `(Q, h, w, in)` to `(Q, 2h, 2w, out)`.
@@ -355,8 +361,12 @@ impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let last = self.layers.len() - 1;
         self.layers.iter().enumerate().fold(x, |x, (i, layer)| {
-            let x = layer.forward(x);
-            if i < last { activation::relu(x) } else { x }
+            let activation = if i < last {
+                Activation::Relu
+            } else {
+                Activation::Identity
+            };
+            layer.forward_activated(x, activation)
         })
     }
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use super::{
     Config, Frame, Sam, Token,
@@ -16,7 +16,7 @@ use crate::{
     internvl::ConfigError,
     mask::{Mask, MaskError, resize_bilinear},
     nn::{StoredTensors, Tensors},
-    predictor::{Options, Precision, Processor},
+    predictor::Options,
     weights::{Weights, WeightsError},
 };
 
@@ -237,9 +237,7 @@ impl SamPredictor {
     }
 
     fn assemble(path: &Path, weights: Weights, options: &Options) -> Result<Self, SamError> {
-        let device = match (options.processor, options.precision) {
-            (Processor::Cpu, Precision::F32) => Device::flex(),
-        };
+        let device = options.device();
         let (config, source) = if path.join("config.json").exists() {
             let source = StoredTensors::new(&weights, device);
             (Config::from_folder(path)?, source)
@@ -248,6 +246,7 @@ impl SamPredictor {
             let config = Config::recognise(weights.path(), &shape_of)?;
             (config, StoredTensors::without_config(&weights, device))
         };
+        let source = source.packed(options.precision);
         let model = Sam::load(&Tensors::root(&source), &config)?;
         let mut unused = source.unused();
         unused.retain(|key| !NEEDLESS.iter().any(|prefix| key.starts_with(prefix)));

@@ -152,7 +152,7 @@ impl MaskEncoder {
             let kernel = tensors.get("weight", [outputs, inputs, side, side], field)?;
             let bias = tensors.get("bias", [outputs], field)?;
             let kernel = kernel.reshape([outputs, inputs * side * side]);
-            Ok::<_, WeightsError>(Linear::new(kernel, Some(bias)))
+            Ok::<_, WeightsError>(Linear::new(&tensors, kernel, Some(bias)))
         };
         let norm =
             |name: &str, width| LayerNorm::load(&tensors.at(name), width, config.epsilon, field);

@@ -15,7 +15,7 @@ use super::{
     windows,
 };
 use crate::{
-    nn::{Conv2d, ConvShape, LayerNorm, Linear, Tensors, attention, gelu},
+    nn::{Activation, Conv2d, ConvShape, LayerNorm, Linear, Tensors, attention, gelu},
     weights::WeightsError,
 };
 
@@ -239,8 +239,9 @@ impl Transformer {
             .local
             .forward(x.permute([0, 3, 1, 2]))
             .permute([0, 2, 3, 1]);
-        let inner = gelu(self.fc1.forward(self.norm.forward(x.clone())));
-        (x + self.fc2.forward(inner)).permute([0, 3, 1, 2])
+        let inner = self.norm.forward(x.clone());
+        let inner = self.fc1.forward_activated(inner, Activation::Gelu);
+        self.fc2.forward_added(inner, x).permute([0, 3, 1, 2])
     }
 }
 
@@ -315,9 +316,7 @@ fn normed(
     config: &TinyVitConfig,
 ) -> Result<Conv2d, WeightsError> {
     let field = "image_encoder.embed_dims";
-    Conv2d::load_without_bias(&tensors.at("c"), shape, field)?.with_batch_norm(
-        &tensors.at("bn"),
-        config.batch_norm_epsilon,
-        field,
-    )
+    let (convolution, norm) = (tensors.at("c"), tensors.at("bn"));
+    let epsilon = config.batch_norm_epsilon;
+    Conv2d::load_with_batch_norm(&convolution, &norm, shape, epsilon, field)
 }

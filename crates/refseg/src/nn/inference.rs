@@ -1,0 +1,443 @@
+//! What is computed when nothing is learned: products with packed weights, and attention in one pass.
+//!
+//! The kernels themselves are [`refseg_kernels`]; here they meet the framework's tensors.
+
+use std::sync::Arc;
+
+use burn::{
+    backend::{
+        Backend, Dispatch, Flex, backend_extension, ops::FloatTensorOps, tensor::FloatTensor,
+    },
+    tensor::{Tensor, TensorData},
+};
+use refseg_kernels::{Activation, AttentionMask, AttentionShape, Epilogue, Packed, Precision};
+
+use super::kernels::{contiguous, floats};
+
+/// A weight and a bias, packed.
+#[derive(Debug)]
+pub(super) struct PackedLinear {
+    weight: Packed,
+    bias: Option<Vec<f32>>,
+}
+
+impl PackedLinear {
+    /// Packs an `(out, in)` weight and an `(out)` bias.
+    pub(super) fn new(weight: Tensor<2>, bias: Option<Tensor<1>>, precision: Precision) -> Self {
+        let [outputs, inputs] = weight.dims();
+        Self {
+            weight: Packed::new(&values(weight), outputs, inputs, precision),
+            bias: bias.map(values),
+        }
+    }
+
+    fn epilogue(&self, activation: Activation) -> Epilogue<'_> {
+        Epilogue {
+            bias: self.bias.as_deref(),
+            activation,
+            ..Epilogue::default()
+        }
+    }
+
+    fn multiply(&self, x: &FloatTensor<Flex>, epilogue: &Epilogue<'_>) -> FloatTensor<Flex> {
+        let x = contiguous(x);
+        let mut shape = x.layout().shape().to_vec();
+        let rows = shape.iter().rev().skip(1).product::<usize>();
+        if let Some(width) = shape.last_mut() {
+            *width = self.weight.outputs();
+        }
+        let mut out = vec![0.0; rows * self.weight.outputs()];
+        self.weight.multiply(floats(&x), epilogue, &mut out);
+        Flex::float_from_data(TensorData::new(out, shape), &Default::default())
+    }
+}
+
+/// A convolution with a kernel of odd side, a stride of one and zeros around the map: a product for each cell of the
+/// kernel, with the map moved by as much.
+#[derive(Debug)]
+pub(super) struct PackedConvolution {
+    /// In reading order.
+    cells: Vec<Packed>,
+    side: usize,
+    bias: Option<Vec<f32>>,
+}
+
+impl PackedConvolution {
+    /// Packs an `(out, in, side, side)` kernel and an `(out)` bias.
+    pub(super) fn new(kernel: Tensor<4>, bias: Option<Tensor<1>>, precision: Precision) -> Self {
+        let [outputs, inputs, side, _] = kernel.dims();
+        let cells = values(kernel.permute([2, 3, 0, 1]));
+        let cells = cells.chunks_exact(outputs * inputs);
+        Self {
+            cells: cells
+                .map(|cell| Packed::new(cell, outputs, inputs, precision))
+                .collect(),
+            side,
+            bias: bias.map(values),
+        }
+    }
+
+    /// `(h, w, in)` to `(h, w, out)`, appended to `out`.
+    fn convolve(&self, map: &[f32], [height, width]: [usize; 2], out: &mut Vec<f32>) {
+        let (inputs, outputs) = (self.cells[0].inputs(), self.cells[0].outputs());
+        let (padding, wide) = (self.side / 2, width + 2 * (self.side / 2));
+        // Every cell of the kernel sees the padded map from its own start on, so all read one copy.
+        let mut padded = vec![0.0; ((height + 2 * padding) * wide + 2 * padding) * inputs];
+        for (row, values) in map.chunks_exact(width * inputs).enumerate() {
+            let start = ((row + padding) * wide + padding) * inputs;
+            padded[start..][..values.len()].copy_from_slice(values);
+        }
+        let rows = height * wide;
+        let (mut sums, mut next) = (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
+        for (i, cell) in self.cells.iter().enumerate() {
+            let start = (i / self.side * wide + i % self.side) * inputs;
+            let epilogue = match i {
+                0 => Epilogue {
+                    bias: self.bias.as_deref(),
+                    ..Epilogue::default()
+                },
+                _ => Epilogue {
+                    residual: Some(&sums),
+                    ..Epilogue::default()
+                },
+            };
+            cell.multiply(&padded[start..][..rows * inputs], &epilogue, &mut next);
+            std::mem::swap(&mut sums, &mut next);
+        }
+        for row in sums.chunks_exact(wide * outputs) {
+            out.extend_from_slice(&row[..width * outputs]);
+        }
+    }
+}
+
+/// A convolution, `(B, h, w, in)` to `(B, h, w, out)`.
+pub(super) fn convolution(x: Tensor<4>, layer: &Arc<PackedConvolution>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as Inference>::packed_convolution(
+        x.into_dispatch(),
+        Arc::clone(layer),
+    ))
+}
+
+/// `activation(x · Wᵀ + b)`.
+pub(super) fn linear<const R: usize>(
+    x: Tensor<R>,
+    layer: &Arc<PackedLinear>,
+    activation: Activation,
+) -> Tensor<R> {
+    Tensor::from_dispatch(<Dispatch as Inference>::packed_linear(
+        x.into_dispatch(),
+        Arc::clone(layer),
+        activation,
+    ))
+}
+
+/// `activation(x · Wᵀ + b) · times`.
+pub(super) fn gated_linear<const R: usize>(
+    x: Tensor<R>,
+    times: Tensor<R>,
+    layer: &Arc<PackedLinear>,
+    activation: Activation,
+) -> Tensor<R> {
+    Tensor::from_dispatch(<Dispatch as Inference>::packed_gated_linear(
+        x.into_dispatch(),
+        times.into_dispatch(),
+        Arc::clone(layer),
+        activation,
+    ))
+}
+
+/// `residual + x · Wᵀ + b`.
+pub(super) fn added_linear<const R: usize>(
+    x: Tensor<R>,
+    residual: Tensor<R>,
+    layer: &Arc<PackedLinear>,
+) -> Tensor<R> {
+    Tensor::from_dispatch(<Dispatch as Inference>::packed_added_linear(
+        x.into_dispatch(),
+        residual.into_dispatch(),
+        Arc::clone(layer),
+    ))
+}
+
+/// `residual + scale · (x · Wᵀ + b)`.
+pub(super) fn scaled_linear<const R: usize>(
+    x: Tensor<R>,
+    residual: Tensor<R>,
+    scale: Tensor<1>,
+    layer: &Arc<PackedLinear>,
+) -> Tensor<R> {
+    Tensor::from_dispatch(<Dispatch as Inference>::packed_scaled_linear(
+        x.into_dispatch(),
+        residual.into_dispatch(),
+        scale.into_dispatch(),
+        Arc::clone(layer),
+    ))
+}
+
+/// [`super::attention()`], whose scores are never all in memory.
+pub(super) fn attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mask: Option<&Tensor<4>>,
+) -> Tensor<3> {
+    let [q, k, v] = [q, k, v].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(match mask {
+        None => <Dispatch as Inference>::attention(q, k, v),
+        Some(mask) => {
+            <Dispatch as Inference>::masked_attention(q, k, v, mask.clone().into_dispatch())
+        }
+    })
+}
+
+/// Kernels without derivatives.
+#[backend_extension(Flex)]
+trait Inference: Backend {
+    fn packed_linear(
+        x: FloatTensor<Self>,
+        layer: Arc<PackedLinear>,
+        activation: Activation,
+    ) -> FloatTensor<Self>;
+    fn packed_gated_linear(
+        x: FloatTensor<Self>,
+        times: FloatTensor<Self>,
+        layer: Arc<PackedLinear>,
+        activation: Activation,
+    ) -> FloatTensor<Self>;
+    fn packed_added_linear(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        layer: Arc<PackedLinear>,
+    ) -> FloatTensor<Self>;
+    fn packed_scaled_linear(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        layer: Arc<PackedLinear>,
+    ) -> FloatTensor<Self>;
+    fn packed_convolution(x: FloatTensor<Self>, layer: Arc<PackedConvolution>)
+    -> FloatTensor<Self>;
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn masked_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        mask: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+}
+
+impl Inference for Flex {
+    fn packed_linear(
+        x: FloatTensor<Self>,
+        layer: Arc<PackedLinear>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        layer.multiply(&x, &layer.epilogue(activation))
+    }
+
+    fn packed_gated_linear(
+        x: FloatTensor<Self>,
+        times: FloatTensor<Self>,
+        layer: Arc<PackedLinear>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        let times = contiguous(&times);
+        let epilogue = Epilogue {
+            times: Some(floats(&times)),
+            ..layer.epilogue(activation)
+        };
+        layer.multiply(&x, &epilogue)
+    }
+
+    fn packed_added_linear(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        layer: Arc<PackedLinear>,
+    ) -> FloatTensor<Self> {
+        let residual = contiguous(&residual);
+        let epilogue = Epilogue {
+            residual: Some(floats(&residual)),
+            ..layer.epilogue(Activation::Identity)
+        };
+        layer.multiply(&x, &epilogue)
+    }
+
+    fn packed_scaled_linear(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        layer: Arc<PackedLinear>,
+    ) -> FloatTensor<Self> {
+        let (residual, scale) = (contiguous(&residual), contiguous(&scale));
+        let epilogue = Epilogue {
+            residual: Some(floats(&residual)),
+            scale: Some(floats(&scale)),
+            ..layer.epilogue(Activation::Identity)
+        };
+        layer.multiply(&x, &epilogue)
+    }
+
+    fn packed_convolution(
+        x: FloatTensor<Self>,
+        layer: Arc<PackedConvolution>,
+    ) -> FloatTensor<Self> {
+        let x = contiguous(&x);
+        let [batch, height, width, inputs] = sizes(&x);
+        let mut out = Vec::new();
+        for map in floats(&x).chunks_exact(height * width * inputs) {
+            layer.convolve(map, [height, width], &mut out);
+        }
+        let outputs = out.len() / (batch * height * width);
+        let shape = [batch, height, width, outputs];
+        Flex::float_from_data(TensorData::new(out, shape), &Default::default())
+    }
+
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        attend(&q, &k, &v, None)
+    }
+
+    fn masked_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        mask: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        attend(&q, &k, &v, Some(&mask))
+    }
+}
+
+fn attend(
+    q: &FloatTensor<Flex>,
+    k: &FloatTensor<Flex>,
+    v: &FloatTensor<Flex>,
+    mask: Option<&FloatTensor<Flex>>,
+) -> FloatTensor<Flex> {
+    let [q, k, v] = [q, k, v].map(contiguous);
+    let ([batch, heads, queries, head_dim], [_, groups, keys, _]) = (sizes(&q), sizes(&k));
+    let shape = AttentionShape {
+        batch,
+        heads,
+        groups,
+        queries,
+        keys,
+        head_dim,
+    };
+    let mask = mask.map(contiguous);
+    let mask = mask.as_ref().map(|mask| {
+        let [batch, heads, _, _] = sizes(mask);
+        AttentionMask {
+            values: floats(mask),
+            batch,
+            heads,
+        }
+    });
+    let mut out = vec![0.0; batch * queries * heads * head_dim];
+    refseg_kernels::attention(floats(&q), floats(&k), floats(&v), shape, mask, &mut out);
+    let shape = [batch, queries, heads * head_dim];
+    Flex::float_from_data(TensorData::new(out, shape), &Default::default())
+}
+
+fn values<const R: usize>(tensor: Tensor<R>) -> Vec<f32> {
+    let data = tensor.into_data();
+    data.try_into_vec()
+        .expect("weights are read as f32, on the CPU")
+}
+
+/// Sizes of a tensor of four dimensions.
+fn sizes(tensor: &FloatTensor<Flex>) -> [usize; 4] {
+    let shape = tensor.layout().shape();
+    std::array::from_fn(|i| shape.get(i).copied().unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution};
+
+    use super::*;
+    use crate::{
+        nn::{self, Linear, Tensors, tensors::Drawn},
+        weights::WeightsError,
+    };
+
+    fn random<const R: usize>(shape: [usize; R]) -> Tensor<R> {
+        Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+    }
+
+    /// The largest gap, as a share of the largest value.
+    fn gap<const R: usize>(found: Tensor<R>, expected: Tensor<R>) -> f32 {
+        assert_eq!(found.dims(), expected.dims());
+        let largest: f32 = expected.clone().abs().max().into_scalar();
+        let gap: f32 = (found - expected).abs().max().into_scalar();
+        gap / largest
+    }
+
+    /// Everything that a layer can be asked for, on rows that do not lie side by side in memory.
+    #[test]
+    fn a_packed_layer_gives_what_a_plain_one_gives() -> Result<(), WeightsError> {
+        // Of the largest value: rounding of f32, of 8 bits of mantissa, and of 127 steps.
+        for (precision, most) in [
+            (Precision::F32, 1e-6),
+            (Precision::Bf16, 1e-2),
+            (Precision::Int8, 2e-2),
+        ] {
+            let layer = |source: &Drawn| Linear::load(&Tensors::root(source), [37, 21], "");
+            let (packed, plain) = (layer(&Drawn::packed(precision))?, layer(&Drawn::PLAIN)?);
+            let x = random([2, 37, 5]).swap_dims(1, 2);
+            let (other, scale) = (random([5, 2, 21]).swap_dims(0, 1), random([21]));
+            let ask = |layer: &Linear| {
+                let activations = [
+                    Activation::Identity,
+                    Activation::Gelu,
+                    Activation::GeluTanh,
+                    Activation::QuickGelu,
+                    Activation::Silu,
+                    Activation::Relu,
+                ];
+                let mut all: Vec<_> = activations
+                    .map(|activation| layer.forward_activated(x.clone(), activation))
+                    .into();
+                all.push(layer.forward_gated(x.clone(), Activation::Silu, other.clone()));
+                all.push(layer.forward_added(x.clone(), other.clone()));
+                all.push(layer.forward_scaled(x.clone(), &scale, other.clone()));
+                all
+            };
+            for (found, expected) in ask(&packed).into_iter().zip(ask(&plain)) {
+                let gap = gap(found, expected);
+                assert!(gap < most, "{precision}: {gap}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn attention_gives_what_products_and_a_softmax_give() {
+        let q = random([2, 5, 4, 8]).swap_dims(1, 2);
+        let (k, v) = (random([2, 2, 7, 8]), random([2, 7, 2, 8]).swap_dims(1, 2));
+        let hidden = |shape: [usize; 4]| {
+            let mask: Tensor<4> = random(shape);
+            let far = mask.clone().greater_elem(1.0);
+            mask.mask_fill(far, f32::NEG_INFINITY)
+        };
+        for mask in [
+            None,
+            Some(hidden([1, 1, 5, 7])),
+            Some(hidden([2, 1, 5, 7])),
+            Some(hidden([1, 4, 5, 7])),
+        ] {
+            let found = nn::attention(q.clone(), k.clone(), v.clone(), mask.as_ref());
+            let [q, k, v] = [&q, &k, &v].map(|x| x.clone().autodiff());
+            let mask = mask.map(Tensor::autodiff);
+            let expected = nn::attention(q, k, v, mask.as_ref()).inner();
+            let gap = gap(found, expected);
+            assert!(gap < 1e-6, "{gap}");
+        }
+    }
+}
