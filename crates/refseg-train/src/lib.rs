@@ -1,8 +1,9 @@
 //! Training: losses, optimiser, schedule, checkpoints, the loop.
 //!
-//! [`run`] is the loop. It trains a [`run::Task`], of which there are three: [`scratch`], a small
-//! model on drawn scenes; [`tuning`], any model on pictures with phrases; and [`conversing`], a
-//! language model that answers questions about a picture.
+//! [`run`] is the loop. It trains a [`run::Task`], of which there are four: [`scratch`], a small
+//! model on drawn scenes; [`tuning`], any model on pictures with phrases; and the two halves of
+//! SAM4MLLM, [`conversing`], a language model that answers questions about a picture, and
+//! [`outlining`], a Segment Anything model that draws what prompts mean.
 
 pub mod checkpoint;
 pub mod conversing;
@@ -11,6 +12,7 @@ mod error;
 pub mod events;
 pub mod losses;
 pub mod optimiser;
+pub mod outlining;
 pub mod parameters;
 pub mod recipes;
 pub mod run;

@@ -17,9 +17,9 @@ use serde::{
 
 use crate::optimiser::{self, Decline, Rule, Schedule};
 
-/// The recipes that come with the program: those that teach to segment, and those that teach to
-/// answer, as SAM4MLLM does.
-pub const NAMES: [&str; 8] = [
+/// The recipes that come with the program: those that teach to segment; to answer, as SAM4MLLM
+/// does; and to draw what prompts mean, as Segment Anything does.
+pub const NAMES: [&str; 10] = [
     "mllmseg-res",
     "mllmseg-gres",
     "refseg-res",
@@ -28,6 +28,8 @@ pub const NAMES: [&str; 8] = [
     "sam4mllm-paper",
     "sam4mllm-code",
     "sam4mllm-small",
+    "sam-decoder",
+    "sam-small",
 ];
 
 /// The text of a recipe that comes with the program.
@@ -41,6 +43,8 @@ pub fn text(name: &str) -> Option<&'static str> {
         "sam4mllm-paper" => include_str!("../recipes/sam4mllm-paper.toml"),
         "sam4mllm-code" => include_str!("../recipes/sam4mllm-code.toml"),
         "sam4mllm-small" => include_str!("../recipes/sam4mllm-small.toml"),
+        "sam-decoder" => include_str!("../recipes/sam-decoder.toml"),
+        "sam-small" => include_str!("../recipes/sam-small.toml"),
         _ => return None,
     })
 }
@@ -53,6 +57,8 @@ pub enum Subject {
     Masks,
     /// To answer questions about a picture: [`conversing`](crate::conversing).
     Answers,
+    /// To draw what prompts mean: [`outlining`](crate::outlining).
+    Outlines,
 }
 
 /// A recipe that was opened and not yet understood.

@@ -20,7 +20,7 @@ use refseg::{
     weights::{SaveDtype, TensorSpec, WeightsError, save_sharded},
 };
 
-use refseg_train::{TrainError, conversing};
+use refseg_train::{TrainError, conversing, outlining};
 
 use super::{readable_bytes, torch_name, with_commas};
 use crate::{
@@ -31,10 +31,16 @@ use crate::{
 };
 
 /// Models that training begins with, and what writes them into a folder.
-const SMALL: [(&str, Write); 1] = [(
-    conversing::beginner::NAME,
-    conversing::beginner::write as Write,
-)];
+const SMALL: [(&str, Write); 2] = [
+    (
+        conversing::beginner::NAME,
+        conversing::beginner::write as Write,
+    ),
+    (
+        outlining::beginner::NAME,
+        outlining::beginner::write as Write,
+    ),
+];
 type Write = fn(&Path, u64) -> Result<(), TrainError>;
 
 /// Largest weight file, as Hugging Face's tools cut them.

@@ -57,6 +57,20 @@ pub(crate) fn run(args: &TrainArgs, console: &Console) -> Result<()> {
                     };
                     tuning::show_plan(&run, outline, args, console)
                 }
+                Subject::Outlines => {
+                    let run = tuning::open_outlining(book, args, console)?;
+                    if !args.tuning.dry_run {
+                        return drive(run, args, console);
+                    }
+                    let (task, recipe) = (run.task(), run.task().recipe());
+                    let outline = Outline {
+                        recipe: &recipe.description,
+                        pictures: recipe.pictures,
+                        available: task.drawings().pictures(),
+                        frozen: task.frozen_parameters(run.parameters()),
+                    };
+                    tuning::show_plan(&run, outline, args, console)
+                }
             }
         }
     }

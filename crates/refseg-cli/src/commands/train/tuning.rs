@@ -14,6 +14,7 @@ use refseg_data::{
 };
 use refseg_train::{
     conversing::{self, Conversing, lesson::Lessons},
+    outlining::{self, Outlining, drawing::Drawings},
     parameters::Group,
     recipes::{Book, Set},
     run::{Run, Task},
@@ -73,6 +74,24 @@ pub(super) fn open_conversing(
         recipe,
         workers(args),
         lessons,
+        held_out.map(|dataset| Box::new(dataset) as Box<dyn DescribedPictures + Send>),
+    )?)
+}
+
+/// Opens the run that teaches to draw what prompts mean.
+pub(super) fn open_outlining(
+    book: Book,
+    args: &TrainArgs,
+    console: &Console,
+) -> Result<Run<Outlining>> {
+    let recipe = outlining::recipe::Recipe::of(book)?;
+    let Data { sets, held_out } = data(&recipe.data.sets, args, console)?;
+    Ok(Outlining::open(
+        &args.out,
+        &args.tuning.model,
+        recipe,
+        workers(args),
+        Drawings::new(described(sets)),
         held_out.map(|dataset| Box::new(dataset) as Box<dyn DescribedPictures + Send>),
     )?)
 }
