@@ -671,10 +671,10 @@ pub(crate) struct ScratchArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "By recipe")]
 pub(crate) struct TuningArgs {
-    /// Recipe to train by: mllmseg-res, mllmseg-gres, refseg-res, refseg-gres, finetune, or a TOML file
+    /// Recipe to train by: mllmseg-res, mllmseg-gres, refseg-res, refseg-gres, finetune, sam4mllm-paper, sam4mllm-code, sam4mllm-small, sam-decoder, sam-small, or a TOML file
     #[arg(long, env = "REFSEG_RECIPE", value_name = "NAME")]
     pub(crate) recipe: Option<String>,
-    /// Model to start from: a folder in the official layout, or `builtin`
+    /// Model to start from: a folder, a checkpoint of Segment Anything, or `builtin`
     #[arg(short, long, env = "REFSEG_MODEL", default_value = "builtin")]
     pub(crate) model: PathBuf,
     /// Folder with the data sets of the recipe

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use refseg::{
-    image::ImageError, internvl::ConfigError, mask::MaskError, predictor::PredictorError,
-    prompt::PromptError, tokenizer::TokenizerError, weights::WeightsError,
+    chat::ChatError, image::ImageError, internvl::ConfigError, mask::MaskError,
+    predictor::PredictorError, prompt::PromptError, sam::SamError, tokenizer::TokenizerError,
+    weights::WeightsError,
 };
 use refseg_data::{dataset::DataError, evaluate::EvaluateError};
 
-use crate::{scratch::vocabulary::VocabularyError, tuning::recipe::RecipeError};
+use crate::{recipes::RecipeError, scratch::vocabulary::VocabularyError};
 
 /// Why a run stopped or could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +107,12 @@ pub enum TrainError {
     /// The model's parts do not fit each other.
     #[error(transparent)]
     Model(Box<PredictorError>),
+    /// A model that is talked with is at fault.
+    #[error(transparent)]
+    Chat(Box<ChatError>),
+    /// A Segment Anything model is at fault.
+    #[error(transparent)]
+    Sam(Box<SamError>),
     /// `config.json` is at fault.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -133,4 +140,16 @@ pub enum TrainError {
     /// A picture cannot be made.
     #[error(transparent)]
     Image(#[from] ImageError),
+}
+
+impl From<ChatError> for TrainError {
+    fn from(error: ChatError) -> Self {
+        Self::Chat(Box::new(error))
+    }
+}
+
+impl From<SamError> for TrainError {
+    fn from(error: SamError) -> Self {
+        Self::Sam(Box::new(error))
+    }
 }

@@ -1,6 +1,7 @@
 //! AdamW and Lion with warm-up, a cosine, and clipping by the global norm.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::parameters::{Gradients, Parameter, Parameters};
 
@@ -158,7 +159,7 @@ fn flush(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { 0.0 } else { x }
 }
 
-/// Learning rate of a step: linear warm-up, then half a cosine down to `floor` of the peak.
+/// Learning rate of a step: a linear warm-up, then down to `floor` of the peak.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     /// The highest rate.
@@ -169,18 +170,37 @@ pub struct Schedule {
     pub steps: u64,
     /// The last rate, as a share of the peak.
     pub floor: f64,
+    /// Where warm-up begins, as a share of the peak.
+    pub first: f64,
+    /// How the rate falls.
+    pub decline: Decline,
+}
+
+/// How a learning rate falls.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decline {
+    /// Half a cosine.
+    #[default]
+    Cosine,
+    /// A line.
+    Linear,
 }
 
 impl Schedule {
     /// The rate of `step`, counted from 1.
     pub fn rate(&self, step: u64) -> f64 {
         if step < self.warm_up {
-            return self.peak * step as f64 / self.warm_up as f64;
+            let done = step as f64 / self.warm_up as f64;
+            return self.peak * (self.first + (1.0 - self.first) * done);
         }
         let done =
             (step - self.warm_up) as f64 / self.steps.saturating_sub(self.warm_up).max(1) as f64;
-        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos());
-        self.peak * (self.floor + (1.0 - self.floor) * cosine)
+        let left = match self.decline {
+            Decline::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos()),
+            Decline::Linear => 1.0 - done.min(1.0),
+        };
+        self.peak * (self.floor + (1.0 - self.floor) * left)
     }
 }
 
@@ -274,10 +294,22 @@ mod tests {
             warm_up: 10,
             steps: 110,
             floor: 0.1,
+            first: 0.0,
+            decline: Decline::Cosine,
         };
-        assert!((schedule.rate(5) - 0.5).abs() < 1e-12);
-        assert!((schedule.rate(10) - 1.0).abs() < 1e-12);
-        assert!((schedule.rate(60) - 0.55).abs() < 1e-12);
-        assert!((schedule.rate(110) - 0.1).abs() < 1e-12);
+        let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12);
+        close(schedule.rate(5), 0.5);
+        close(schedule.rate(10), 1.0);
+        close(schedule.rate(60), 0.55);
+        close(schedule.rate(85), 0.1 + 0.9 * 0.5 * (1.0 - 0.5f64.sqrt()));
+        close(schedule.rate(110), 0.1);
+        let line = Schedule {
+            first: 0.2,
+            decline: Decline::Linear,
+            ..schedule
+        };
+        close(line.rate(5), 0.6);
+        close(line.rate(85), 0.1 + 0.9 * 0.25);
+        close(line.rate(110), 0.1);
     }
 }

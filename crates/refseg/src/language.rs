@@ -131,6 +131,22 @@ impl KeyValues {
         }
     }
 
+    /// Those of some rows of the batch, one after the other; a row may come several times.
+    pub fn rows(&self, rows: &[usize]) -> Self {
+        let select = |x: &Tensor<4>| {
+            let indices: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+            let indices = TensorData::new(indices, [rows.len()]);
+            let indices = Tensor::<1, Int>::from_data(indices, &x.device());
+            x.clone().select(0, indices)
+        };
+        let layers = self.layers.iter();
+        Self {
+            layers: layers
+                .map(|(key, value)| (select(key), select(value)))
+                .collect(),
+        }
+    }
+
     /// Memory of the keys and values, in bytes.
     pub fn bytes(&self) -> usize {
         let values: usize = self
@@ -214,7 +230,7 @@ impl LanguageModel {
     /// - `x`: `(B, L, D)`, embedded tokens
     /// - `positions`: `L`, where each token stands in its own sequence
     /// - `mask`: added to the scores, `(1, 1, L, P + L)`: earlier tokens first
-    /// - `past`: keys and values of `P` earlier tokens, with `B` or 1 as their batch
+    /// - `past`: keys and values of `P` earlier tokens, with `B` as their batch
     /// - returns `(B, L, D)`
     pub fn forward(
         &self,

@@ -80,7 +80,12 @@ pub fn initial_values(key: &str, shape: &[usize], seed: u64) -> Vec<f32> {
     .iter()
     .any(|name| key.ends_with(name) || key.ends_with(&format!("{name}.weight")));
     if shape.len() == 1 {
-        let value = if is_norm || key.ends_with("ls1") || key.ends_with("ls2") {
+        // A weight of one dimension is a norm's.
+        let value = if is_norm
+            || key.ends_with(".weight")
+            || key.ends_with("ls1")
+            || key.ends_with("ls2")
+        {
             1.0
         } else {
             0.0
@@ -95,7 +100,10 @@ pub fn initial_values(key: &str, shape: &[usize], seed: u64) -> Vec<f32> {
             .map(|_| ((2.0 * random.uniform() - 1.0) * reach) as f32)
             .collect();
     }
-    let deviation = if key.contains("embedding") && !key.contains("patch_embedding")
+    let deviation = if key.ends_with("gaussian_matrix") {
+        // Segment Anything's positions: `scale` of its `PositionEmbeddingRandom`.
+        1.0
+    } else if key.contains("embedding") && !key.contains("patch_embedding")
         || key.contains("embed_tokens")
     {
         0.1

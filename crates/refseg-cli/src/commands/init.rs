@@ -4,6 +4,7 @@ mod tokenizer;
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::mpsc::{Receiver, sync_channel},
     thread,
     time::Instant,
@@ -19,6 +20,8 @@ use refseg::{
     weights::{SaveDtype, TensorSpec, WeightsError, save_sharded},
 };
 
+use refseg_train::{TrainError, conversing, outlining};
+
 use super::{readable_bytes, torch_name, with_commas};
 use crate::{
     cli::InitArgs,
@@ -27,17 +30,35 @@ use crate::{
     files::{NewFolder, write_whole},
 };
 
+/// Models that training begins with, and what writes them into a folder.
+const SMALL: [(&str, Write); 2] = [
+    (
+        conversing::beginner::NAME,
+        conversing::beginner::write as Write,
+    ),
+    (
+        outlining::beginner::NAME,
+        outlining::beginner::write as Write,
+    ),
+];
+type Write = fn(&Path, u64) -> Result<(), TrainError>;
+
 /// Largest weight file, as Hugging Face's tools cut them.
 const SHARD_BYTES: u64 = 4_000_000_000;
 /// Tensors drawn at once: each is in memory as a whole until it is written.
 const MOST_WORKERS: usize = 4;
 
 pub(crate) fn run(args: &InitArgs, console: &Console) -> Result<()> {
+    for (name, write) in SMALL {
+        if args.preset == name {
+            let folder = NewFolder::begin(&args.dir).map_err(new_folder)?;
+            write(folder.path(), args.seed)?;
+            folder.publish()?;
+            return console.result(args.dir.display());
+        }
+    }
     let parts = parts(&args.preset)?;
-    let folder = NewFolder::begin(&args.dir).map_err(|error| Hint {
-        hint: "give a folder that does not exist",
-        error,
-    })?;
+    let folder = NewFolder::begin(&args.dir).map_err(new_folder)?;
     let start = Instant::now();
     let parameters: u64 = parts.iter().map(|part| part.len() as u64).sum();
     let dtype = SaveDtype::from(args.dtype);
@@ -73,9 +94,17 @@ pub(crate) fn run(args: &InitArgs, console: &Console) -> Result<()> {
     console.result(args.dir.display())
 }
 
+fn new_folder(error: anyhow::Error) -> Hint {
+    Hint {
+        hint: "give a folder that does not exist",
+        error,
+    }
+}
+
 /// The names of all presets.
 pub(crate) fn presets() -> impl Iterator<Item = &'static str> {
-    Config::PRESETS.into_iter().chain(sam::Config::PRESETS)
+    let networks = Config::PRESETS.into_iter().chain(sam::Config::PRESETS);
+    networks.chain(SMALL.map(|(name, _)| name))
 }
 
 /// The tensors of a preset.

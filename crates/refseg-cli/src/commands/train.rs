@@ -13,6 +13,7 @@ use std::sync::{
 use anyhow::{Context, Result, bail};
 use refseg_data::metrics::Scores;
 use refseg_train::{
+    recipes::Subject,
     run::{MODEL, Run, Task},
     scratch::{Recipe, Scratch},
 };
@@ -20,16 +21,57 @@ use serde::Serialize;
 
 use crate::{cli::TrainArgs, console::Console};
 use monitor::Monitor;
+use tuning::Outline;
 
 pub(crate) fn run(args: &TrainArgs, console: &Console) -> Result<()> {
     match &args.tuning.recipe {
         None => drive(Scratch::open(&args.out, recipe(args)?)?, args, console),
         Some(name) => {
-            let run = tuning::open(name, args, console)?;
-            if args.tuning.dry_run {
-                return tuning::show_plan(&run, args, console);
+            let book = tuning::book(name, args)?;
+            match book.subject() {
+                Subject::Masks => {
+                    let run = tuning::open(book, args, console)?;
+                    if !args.tuning.dry_run {
+                        return drive(run, args, console);
+                    }
+                    let (task, recipe) = (run.task(), run.task().recipe());
+                    let outline = Outline {
+                        recipe: &recipe.description,
+                        pictures: recipe.pictures,
+                        available: task.sampler().pictures(),
+                        frozen: task.frozen_parameters(run.parameters()),
+                    };
+                    tuning::show_plan(&run, outline, args, console)
+                }
+                Subject::Answers => {
+                    let run = tuning::open_conversing(book, args, console)?;
+                    if !args.tuning.dry_run {
+                        return drive(run, args, console);
+                    }
+                    let (task, recipe) = (run.task(), run.task().recipe());
+                    let outline = Outline {
+                        recipe: &recipe.description,
+                        pictures: recipe.pictures,
+                        available: task.lessons().pictures(),
+                        frozen: task.frozen_parameters(run.parameters()),
+                    };
+                    tuning::show_plan(&run, outline, args, console)
+                }
+                Subject::Outlines => {
+                    let run = tuning::open_outlining(book, args, console)?;
+                    if !args.tuning.dry_run {
+                        return drive(run, args, console);
+                    }
+                    let (task, recipe) = (run.task(), run.task().recipe());
+                    let outline = Outline {
+                        recipe: &recipe.description,
+                        pictures: recipe.pictures,
+                        available: task.drawings().pictures(),
+                        frozen: task.frozen_parameters(run.parameters()),
+                    };
+                    tuning::show_plan(&run, outline, args, console)
+                }
             }
-            drive(run, args, console)
         }
     }
 }

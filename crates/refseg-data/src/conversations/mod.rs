@@ -31,12 +31,12 @@ mod ppg;
 mod write;
 
 use refseg::{
-    Mask,
+    Image, Mask,
     random::SplitMix64,
-    sam4mllm::{AnswerCount, Method, PromptedObject, Wording},
+    sam4mllm::{AnswerCount, Method, ProbePattern, PromptedObject, Wording},
 };
 
-use crate::metrics::Family;
+use crate::{dataset::DataError, metrics::Family};
 
 pub use poisson::poisson_disk;
 pub use ppg::{GROUPS, GROUPS_KEPT, best_groups, draw_groups};
@@ -60,6 +60,19 @@ pub struct Described {
     pub objects: Vec<Object>,
     /// What is said about it.
     pub expressions: Vec<Said>,
+}
+
+/// Pictures of which is known what is marked in them and what is said: a data set that was read, or
+/// one that is drawn.
+pub trait DescribedPictures: Sync {
+    /// Number of pictures.
+    fn count(&self) -> usize;
+
+    /// A picture's name, the picture, and what is known of it.
+    ///
+    /// # Errors
+    /// Whatever the data set is at fault with.
+    fn described_picture(&self, picture: usize) -> Result<(String, Image, Described), DataError>;
 }
 
 /// A marked object.
@@ -97,6 +110,8 @@ pub struct Recipe {
     pub spread: Spread,
     /// How many points are drawn.
     pub points: PointCount,
+    /// The share of objects about whose points is asked; all of them as published.
+    pub probed: f64,
     /// Expressions of a conversation, at most.
     pub expressions: usize,
     /// Conversations of a picture, at most; expressions beyond them are left out.
@@ -119,6 +134,8 @@ pub enum Spread {
         /// Points to choose from, at most; fewer where no more fit.
         candidates: usize,
     },
+    /// Just those that are asked about in use; [`Recipe::points`] then says nothing.
+    Probes(ProbePattern),
 }
 
 /// How many points are drawn in a box.
@@ -157,6 +174,7 @@ impl Recipe {
                 least: 1,
                 most: 20,
             },
+            probed: 1.0,
             expressions: 5,
             conversations: Some(20),
             tokens: 1536,

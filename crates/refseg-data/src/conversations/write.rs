@@ -5,7 +5,7 @@ use refseg::{
     sam::Label,
     sam4mllm::{
         Method, PromptedObject, boxes_answer, first_question, is_box, labels_answer,
-        objects_answer, quantise_box, quantise_point, second_question,
+        objects_answer, point_to_px, quantise_box, quantise_point, second_question,
     },
 };
 
@@ -94,10 +94,12 @@ fn turns(
         Method::Pqpp => {
             let boxes: Vec<[i32; 4]> = objects.iter().map(|&(_, box_norm)| box_norm).collect();
             let answer = boxes_answer(&boxes);
-            let mut turns: Vec<Turn> = objects
-                .iter()
-                .map(|(object, box_norm)| about_points(object, *box_norm, size, recipe, random))
-                .collect();
+            let mut turns = Vec::new();
+            for &(object, box_norm) in &objects {
+                if recipe.probed >= 1.0 || random.uniform() < recipe.probed {
+                    turns.push(about_points(object, box_norm, size, recipe, random));
+                }
+            }
             shuffle(&mut turns, random);
             turns.insert(0, Turn { question, answer });
             Some(turns)
@@ -123,29 +125,42 @@ fn about_points(
     recipe: &Recipe,
     random: &mut SplitMix64,
 ) -> Turn {
-    let count = recipe.points.draw(random);
-    let shares = match recipe.spread {
-        Spread::Uniform => (0..count)
-            .map(|_| [random.uniform(), random.uniform()])
-            .collect(),
-        Spread::Poisson { radius, candidates } => {
-            let mut places = poisson_disk(radius, candidates, random);
-            shuffle(&mut places, random);
-            places.truncate(count);
-            places
-        }
-    };
     let [x1, y1, x2, y2] = object.box_px;
     let labelled = |[u, v]: [f64; 2]| {
         let place = [x1 + u * (x2 - x1), y1 + v * (y2 - y1)];
         let (pixel, point_norm) = quantise_point(place, size);
         (point_norm, label(object, pixel))
     };
-    let (points, labels): (Vec<_>, Vec<_>) = shares.into_iter().map(labelled).unzip();
+    let drawn = |shares: Vec<[f64; 2]>| shares.into_iter().map(labelled).unzip();
+    let (points, labels): (Vec<_>, Vec<_>) = match recipe.spread {
+        Spread::Uniform => {
+            let count = recipe.points.draw(random);
+            let shares = (0..count).map(|_| [random.uniform(), random.uniform()]);
+            drawn(shares.collect())
+        }
+        Spread::Poisson { radius, candidates } => {
+            let count = recipe.points.draw(random);
+            let mut places = poisson_disk(radius, candidates, random);
+            shuffle(&mut places, random);
+            places.truncate(count);
+            drawn(places)
+        }
+        // In use, thousandths come first, and the picture's pixels after them.
+        Spread::Probes(pattern) => {
+            let points = pattern.points(box_norm, random).into_iter();
+            let asked = points.map(|at| (at, label(object, pixel_at(at, size))));
+            asked.unzip()
+        }
+    };
     Turn {
         question: second_question(recipe.wording, box_norm, &points),
         answer: labels_answer(&labels),
     }
+}
+
+/// The pixel `(column, row)` under a point in thousandths.
+fn pixel_at(point_norm: [i32; 2], size: (usize, usize)) -> [usize; 2] {
+    quantise_point(point_to_px(point_norm, size), size).0
 }
 
 /// What the mask says of a pixel `(column, row)`.

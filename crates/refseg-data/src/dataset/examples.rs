@@ -4,6 +4,7 @@ use refseg::{Image, image::DecodeOptions};
 
 use super::{DataError, Dataset, Expression, Picture};
 use crate::{
+    conversations::{Described, DescribedPictures},
     evaluate::{Asked, Example, Examples, Ids},
     metrics::Family,
 };
@@ -55,6 +56,20 @@ impl Examples for Dataset {
             }
         };
         self.asked_at(picture, size)
+    }
+}
+
+impl DescribedPictures for Dataset {
+    fn count(&self) -> usize {
+        self.pictures.len()
+    }
+
+    fn described_picture(&self, picture: usize) -> Result<(String, Image, Described), DataError> {
+        let picture = &self.pictures[picture];
+        let image = self.image(picture)?;
+        let size = (image.height() as usize, image.width() as usize);
+        let described = self.described(picture, size)?;
+        Ok((picture.id.clone(), image, described))
     }
 }
 

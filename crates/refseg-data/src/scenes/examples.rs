@@ -4,6 +4,7 @@ use refseg::{Image, mask::Mask};
 
 use super::{Scene, SceneOptions};
 use crate::{
+    conversations::{Described, DescribedPictures, Object, Said, answer_count},
     dataset::{DataError, Truth},
     evaluate::{Asked, Example, Examples, Ids},
     metrics::Family,
@@ -27,6 +28,33 @@ impl DrawnScenes {
 
     fn id(&self, picture: usize) -> String {
         format!("{}", self.first + picture as u64)
+    }
+}
+
+impl DescribedPictures for DrawnScenes {
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn described_picture(&self, picture: usize) -> Result<(String, Image, Described), DataError> {
+        let scene = self.scene(picture);
+        let side = scene.size as usize;
+        let object = |object: &super::Object| Object {
+            box_px: object.box_px.map(f64::from),
+            mask: mask_of(&object.mask, side),
+            groups: Vec::new(),
+        };
+        let said = |phrase: &super::ScenePhrase| Said {
+            phrase: phrase.text.clone(),
+            objects: phrase.targets.clone(),
+            count: answer_count(Family::Gres),
+        };
+        let described = Described {
+            size: (side, side),
+            objects: scene.objects.iter().map(object).collect(),
+            expressions: scene.phrases.iter().map(said).collect(),
+        };
+        Ok((self.id(picture), image_of(scene), described))
     }
 }
 
@@ -55,8 +83,7 @@ impl Examples for DrawnScenes {
         let id = self.id(picture);
         let expressions = scene.phrases.iter().enumerate().map(|(i, phrase)| {
             let targets = scene.target_mask(&phrase.targets);
-            let bits = targets.iter().map(|&bit| bit == 1).collect();
-            let mask = Mask::from_bits(side, side, bits).expect("a scene's mask has its size");
+            let mask = mask_of(&targets, side);
             Asked {
                 id: format!("{id}/{i}"),
                 phrase: phrase.text.clone(),
@@ -69,12 +96,19 @@ impl Examples for DrawnScenes {
             }
         });
         let expressions = expressions.collect();
-        let image = Image::from_rgb(scene.size, scene.size, scene.pixels)
-            .expect("a scene has three bytes a pixel");
         Ok(Example {
             id,
-            image,
+            image: image_of(scene),
             expressions,
         })
     }
+}
+
+fn mask_of(pixels: &[u8], side: usize) -> Mask {
+    let bits = pixels.iter().map(|&bit| bit == 1).collect();
+    Mask::from_bits(side, side, bits).expect("a scene's mask has its size")
+}
+
+fn image_of(scene: Scene) -> Image {
+    Image::from_rgb(scene.size, scene.size, scene.pixels).expect("a scene has three bytes a pixel")
 }

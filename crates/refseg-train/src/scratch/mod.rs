@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     TrainError, checkpoint,
-    optimiser::{Optimiser, Rule, Schedule},
+    optimiser::{Decline, Optimiser, Rule, Schedule},
     parameters::{Leaves, Parameters, Values},
     run::{
         Measured, Plan, RUNNING_MEAN, RUNNING_VARIANCE, Run, Sample, Task, in_parallel, samples,
@@ -106,6 +106,8 @@ impl Recipe {
                 warm_up: self.warm_up,
                 steps: self.steps,
                 floor: 0.02,
+                first: 0.0,
+                decline: Decline::Cosine,
             },
         }
     }

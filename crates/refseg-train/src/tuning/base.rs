@@ -2,17 +2,21 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Mutex, PoisonError},
 };
 
 use burn::tensor::{Device, Tensor, TensorData};
 use refseg::{
-    internvl::Config,
     random::SplitMix64,
-    weights::{LowRankFactors, TensorInfo, Weights, WeightsError},
+    weights::{
+        Dtype, LowRankFactors, SaveDtype, TensorInfo, TensorSpec, Weights, WeightsError,
+        save_sharded,
+    },
 };
 
 use super::recipe::Lora;
+use crate::parameters::{Parameters, Values};
 
 /// A checkpoint whose tensors are kept on the device once they have been asked for.
 ///
@@ -30,15 +34,17 @@ pub struct Base {
     kept: Mutex<BTreeMap<String, Tensor<1>>>,
 }
 
+/// Largest weight file, as Hugging Face's tools cut them.
+const SHARD_BYTES: u64 = 4_000_000_000;
 /// `initializer_range` of every published configuration: deviation of new embedding rows.
 const NEW_ROW_DEVIATION: f64 = 0.02;
 
 impl Base {
-    /// The tensors of `weights` for a network of these sizes; `seed` decides about new rows.
-    pub fn new(weights: Weights, config: &Config, seed: u64, device: &Device) -> Self {
+    /// The tensors of `weights` for a network with so many rows in its embedding; `seed` decides about new rows.
+    pub fn new(weights: Weights, vocabulary: usize, seed: u64, device: &Device) -> Self {
         Self {
             weights,
-            vocabulary: config.language.vocabulary,
+            vocabulary,
             seed,
             apart: false,
             device: device.clone(),
@@ -138,6 +144,74 @@ impl Base {
                 values.extend_from_slice(&mean);
             }
         }
+    }
+
+    /// The values of a tensor as a run leaves them: replaced, or with the low-rank change beside it.
+    ///
+    /// # Errors
+    /// As [`Base::values`].
+    pub(crate) fn changed(
+        &self,
+        parameters: &Parameters,
+        key: &str,
+        shape: &[usize],
+        scale: f64,
+    ) -> Result<Vec<f32>, WeightsError> {
+        if let Some(parameter) = parameters.get(key) {
+            return Ok(parameter.of(Values::Average).to_vec());
+        }
+        let mut values = self.values(key, shape, "the network")?;
+        let factor = |end: &str| {
+            let module = key.strip_suffix(".weight")?;
+            parameters.get(&format!("{module}.{end}"))
+        };
+        if let Some((a, b)) = factor("low_rank_a").zip(factor("low_rank_b")) {
+            let rank = a.shape[0];
+            let (a, b) = (a.of(Values::Average), b.of(Values::Average));
+            let inputs = a.len() / rank;
+            for (row, b) in values.chunks_mut(inputs).zip(b.chunks(rank)) {
+                for (b, a) in b.iter().zip(a.chunks(inputs)) {
+                    for (value, a) in row.iter_mut().zip(a) {
+                        *value += scale as f32 * b * a;
+                    }
+                }
+            }
+        }
+        Ok(values)
+    }
+
+    /// Writes every tensor that `is_kept` as a run leaves it, in the checkpoint's own type;
+    /// low-rank changes, whose factor is `scale`, are merged.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read or written.
+    pub(crate) fn save(
+        &self,
+        folder: &Path,
+        parameters: &Parameters,
+        scale: f64,
+        is_kept: impl Fn(&str) -> bool,
+    ) -> Result<(), WeightsError> {
+        let mut specs = Vec::new();
+        let mut dtype = SaveDtype::F32;
+        for key in self.keys().filter(|key| is_kept(key)) {
+            let Some(info) = self.info(key) else { continue };
+            match info.dtype {
+                Dtype::Other(_) => continue,
+                Dtype::Bf16 => dtype = SaveDtype::Bf16,
+                Dtype::F16 => dtype = SaveDtype::F16,
+                _ => {}
+            }
+            specs.push(TensorSpec {
+                name: key.to_owned(),
+                shape: info.shape.clone(),
+            });
+        }
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        save_sharded(folder, &specs, dtype, &metadata, SHARD_BYTES, |spec| {
+            self.changed(parameters, &spec.name, &spec.shape, scale)
+        })?;
+        Ok(())
     }
 
     /// A tensor, flat: see [`Base::values`].

@@ -32,13 +32,12 @@ use serde_json::{Value, json};
 
 use crate::{
     TrainError,
-    optimiser::{Optimiser, Rule, Schedule},
     parameters::{Leaves, Noise, Over, Parameter, Parameters, Values, is_buffer},
     run::{MODEL, Measured, Plan, Run, Sample, Task, samples},
 };
 use base::Base;
 use pass::{Question, Setting};
-use recipe::{Lora, OptimiserName, Recipe, WordingChoice};
+use recipe::{Lora, Recipe, WordingChoice};
 use sampler::{Drawn, Sampler};
 pub use start::Start;
 
@@ -60,7 +59,7 @@ pub struct Tuning {
     device: Device,
 }
 
-/// What a run computes on.
+/// What a run computes on, whatever it learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Workers {
     /// Passes at once.
@@ -115,7 +114,7 @@ impl Tuning {
         if let Some(fusion) = recipe.train.fusion {
             config.fusion = fusion;
         }
-        let base = Base::new(weights, &config, recipe.seed, &device);
+        let base = Base::new(weights, config.language.vocabulary, recipe.seed, &device);
         let base = base.adapted_as(recipe.train.lora)?;
         let template: Template = config.template.parse()?;
         // The published evaluation asks every model alike; so does its training but for one.
@@ -372,7 +371,7 @@ impl Lora {
 }
 
 /// The first parameter that is not finite, in the order of their keys.
-fn first_not_finite(parameters: &Parameters) -> Option<String> {
+pub(crate) fn first_not_finite(parameters: &Parameters) -> Option<String> {
     let bad = |parameter: &Parameter| parameter.values.iter().any(|value| !value.is_finite());
     let mut all = parameters.iter();
     let (key, _) = all.find(|(_, parameter)| bad(parameter))?;
@@ -392,8 +391,6 @@ fn first_marker(prompts: &PromptBuilder) -> Result<usize, TrainError> {
 }
 
 fn plan(recipe: &Recipe, workers: Workers) -> Plan {
-    let optimiser = &recipe.optimiser;
-    let [beta1, beta2] = optimiser.betas.map(|beta| beta as f32);
     Plan {
         steps: recipe.steps,
         passes: recipe.passes(),
@@ -401,26 +398,10 @@ fn plan(recipe: &Recipe, workers: Workers) -> Plan {
         threads: workers.threads,
         loaders: workers.loaders,
         every: recipe.watch.every,
-        optimiser: Optimiser {
-            rule: match optimiser.name {
-                OptimiserName::AdamW => Rule::AdamW {
-                    beta1,
-                    beta2,
-                    epsilon: optimiser.epsilon as f32,
-                },
-                OptimiserName::Lion => Rule::Lion { beta1, beta2 },
-            },
-            weight_decay: optimiser.weight_decay as f32,
-            decay_vectors: optimiser.decay_vectors,
-            clip_norm: optimiser.clip_norm,
-            average_decay: optimiser.average as f32,
-        },
-        schedule: Schedule {
-            peak: optimiser.learning_rate,
-            warm_up: recipe.warm_up(),
-            steps: recipe.steps,
-            floor: recipe.schedule.floor,
-        },
+        optimiser: recipe.optimiser.build(),
+        schedule: recipe
+            .schedule
+            .over(recipe.steps, recipe.optimiser.learning_rate),
     }
 }
 
@@ -494,7 +475,7 @@ fn parameters(
 }
 
 /// `[rank, inputs]`, uniform within `1/√inputs`: what `kaiming_uniform_` with `a = √5` comes to.
-fn kaiming(key: &str, inputs: usize, rank: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn kaiming(key: &str, inputs: usize, rank: usize, seed: u64) -> Vec<f32> {
     uniform(key, rank * inputs, (inputs as f64).powf(-0.5), seed)
 }
 

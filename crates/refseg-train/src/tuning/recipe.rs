@@ -1,18 +1,14 @@
 //! Recipes: everything that decides how a model is fine-tuned, in one TOML file.
 //!
-//! Some come with the program ([`Recipe::NAMES`]). `mllmseg-res` and `mllmseg-gres` are the
+//! Some come with the program ([`NAMES`](crate::recipes::NAMES)). `mllmseg-res` and `mllmseg-gres` are the
 //! published ones, quirks included; `refseg-res` and `refseg-gres` put right what is wrong with
 //! them; `finetune` is for a small model and one's own pictures. Every value stands beside its source in the files below `recipes/`.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
-
 use refseg::internvl::Fusion;
-use refseg_data::dataset::Source;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::recipes::{Book, check, check_passes, check_quality, check_sets, is_positive, is_share};
+pub use crate::recipes::{Optimiser, OptimiserName, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a model is fine-tuned on pictures with phrases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,33 +55,6 @@ pub struct Data {
     /// sees them; none leaves them as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jpeg_quality: Option<[u8; 2]>,
-}
-
-/// One data set.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Set {
-    /// Its kind: `refcoco`, `folder`, …
-    #[serde(serialize_with = "as_text", deserialize_with = "from_text")]
-    pub source: Source,
-    /// The split that is learned from; that of training where there is one, unless another is
-    /// named.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub split: Option<String>,
-    /// Where it lies; where the command says unless it is given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub root: Option<PathBuf>,
-    /// How often it is drawn from, against the others.
-    #[serde(default = "one")]
-    pub weight: f64,
-}
-
-impl Set {
-    /// The split that is learned from.
-    pub fn split(&self) -> &str {
-        let first = self.source.splits()[0];
-        self.split.as_deref().unwrap_or(first)
-    }
 }
 
 /// How the model is asked.
@@ -189,161 +158,22 @@ pub enum Padding {
     TokenZero,
 }
 
-/// How parameters follow their gradients.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Optimiser {
-    /// Which one.
-    pub name: OptimiserName,
-    /// Highest learning rate.
-    pub learning_rate: f64,
-    /// Decays of the running means of the gradient and of its square (AdamW), or of the two
-    /// momenta (Lion).
-    pub betas: [f64; 2],
-    /// Added to the root of the second moment.
-    pub epsilon: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Whether vectors (norms, biases) decay too.
-    pub decay_vectors: bool,
-    /// Gradients are scaled down to this norm, taken over all tensors together.
-    pub clip_norm: f64,
-    /// Decay of a running mean of the parameters, which is what the run leaves behind; 0 leaves
-    /// the last step's.
-    pub average: f64,
-}
-
-/// The optimisers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimiserName {
-    /// Loshchilov and Hutter, arXiv 1711.05101.
-    AdamW,
-    /// Chen et al., arXiv 2302.06675.
-    Lion,
-}
-
-/// The learning rate over time: linear warm-up, then half a cosine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ScheduleShape {
-    /// Steps of warm-up, as a share of all.
-    pub warm_up: f64,
-    /// The last rate, as a share of the highest.
-    pub floor: f64,
-}
-
-/// How the run is watched.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Watch {
-    /// Steps between checkpoints and evaluations.
-    pub every: u64,
-    /// Pictures of each evaluation.
-    pub pictures: usize,
-}
-
-/// Why a recipe cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RecipeError {
-    /// Neither a recipe of the program nor a file.
-    #[error("there is no recipe `{found}`; expected a TOML file or one of {}", Recipe::NAMES.join(", "))]
-    Unknown {
-        /// What was asked for.
-        found: String,
-    },
-    /// The file cannot be read.
-    #[error("`{path}`: cannot be read")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is not a recipe.
-    #[error("`{name}`: not a recipe")]
-    Parse {
-        /// The recipe.
-        name: String,
-        /// Where and why.
-        #[source]
-        source: toml::de::Error,
-    },
-    /// An override does not name a value.
-    #[error(
-        "`{found}`: expected KEY=VALUE with a key of the recipe, such as optimiser.learning_rate=1e-4"
-    )]
-    Override {
-        /// What was given.
-        found: String,
-    },
-    /// A value makes no sense.
-    #[error("`{key}` of the recipe is {found}, expected {expected}")]
-    Value {
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-        /// What it may be.
-        expected: &'static str,
-    },
-}
-
 impl Recipe {
-    /// The recipes that come with the program.
-    pub const NAMES: [&'static str; 5] = [
-        "mllmseg-res",
-        "mllmseg-gres",
-        "refseg-res",
-        "refseg-gres",
-        "finetune",
-    ];
-
-    /// The text of a recipe that comes with the program.
-    pub fn text(name: &str) -> Option<&'static str> {
-        Some(match name {
-            "mllmseg-res" => include_str!("../../recipes/mllmseg-res.toml"),
-            "mllmseg-gres" => include_str!("../../recipes/mllmseg-gres.toml"),
-            "refseg-res" => include_str!("../../recipes/refseg-res.toml"),
-            "refseg-gres" => include_str!("../../recipes/refseg-gres.toml"),
-            "finetune" => include_str!("../../recipes/finetune.toml"),
-            _ => return None,
-        })
-    }
-
     /// A recipe by its name or from a TOML file, with some of its values replaced: `overrides`
     /// are `key.key=value` with the value as TOML would have it, or a bare word.
     ///
     /// # Errors
     /// If there is no such recipe, or a value is unknown, malformed or out of range.
     pub fn load(name: &str, overrides: &[String]) -> Result<Self, RecipeError> {
-        let read = |path: &Path| {
-            std::fs::read_to_string(path).map_err(|source| RecipeError::Read {
-                path: path.to_owned(),
-                source,
-            })
-        };
-        let text = match Self::text(name) {
-            Some(text) => text.to_owned(),
-            None if Path::new(name).is_file() => read(Path::new(name))?,
-            None => {
-                return Err(RecipeError::Unknown {
-                    found: name.to_owned(),
-                });
-            }
-        };
-        let parse_error = |source| RecipeError::Parse {
-            name: name.to_owned(),
-            source,
-        };
-        let mut table: toml::Table = text.parse().map_err(parse_error)?;
-        for found in overrides {
-            replace(&mut table, found).ok_or_else(|| RecipeError::Override {
-                found: found.clone(),
-            })?;
-        }
-        let recipe: Self = table.try_into().map_err(parse_error)?;
+        Self::of(Book::open(name, overrides)?)
+    }
+
+    /// A recipe that was opened.
+    ///
+    /// # Errors
+    /// If a value is missing, unknown, malformed or out of range.
+    pub fn of(book: Book) -> Result<Self, RecipeError> {
+        let recipe: Self = book.parse()?;
         recipe.check()?;
         Ok(recipe)
     }
@@ -353,134 +183,43 @@ impl Recipe {
         self.pictures / self.pictures_a_pass
     }
 
-    /// Steps of warm-up.
-    pub fn warm_up(&self) -> u64 {
-        (self.schedule.warm_up * self.steps as f64).round() as u64
-    }
-
     fn check(&self) -> Result<(), RecipeError> {
-        let wrong = |key, found: &dyn fmt::Display, expected| {
-            Err(RecipeError::Value {
-                key,
-                found: found.to_string(),
-                expected,
-            })
-        };
-        let is_positive = |x: f64| x.is_finite() && x > 0.0;
-        let is_share = |x: f64| (0.0..1.0).contains(&x);
-        let Self {
-            optimiser,
-            schedule,
-            ..
-        } = self;
-        if self.pictures_a_pass == 0
-            || self.pictures == 0
-            || !self.pictures.is_multiple_of(self.pictures_a_pass)
-        {
-            return wrong(
-                "pictures",
-                &self.pictures,
-                "a multiple of `pictures_a_pass`, neither of them zero",
-            );
-        }
-        if self.data.sets.is_empty() {
-            return wrong("data.sets", &"empty", "at least one data set");
-        }
-        if let Some(set) = self.data.sets.iter().find(|set| !is_positive(set.weight)) {
-            return wrong("data.sets.weight", &set.weight, "a positive number");
-        }
-        if self.data.sentences == 0 {
-            return wrong("data.sentences", &0, "one or more");
-        }
-        if let Some([low, high]) = self.data.jpeg_quality
-            && !(1 <= low && low <= high && high <= 100)
-        {
-            let found = format!("{low} to {high}");
-            return wrong(
-                "data.jpeg_quality",
-                &found,
-                "two qualities of 1 to 100, rising",
-            );
-        }
+        check_passes(self.pictures, self.pictures_a_pass)?;
+        check_sets(&self.data.sets)?;
+        let sentences = self.data.sentences;
+        check("data.sentences", &sentences, sentences > 0, "one or more")?;
+        check_quality(self.data.jpeg_quality)?;
         if let Some(lora) = self.train.lora {
-            if lora.rank == 0 || lora.rank > 1 << 12 {
-                return wrong("train.lora.rank", &lora.rank, "1 to 4096");
-            }
-            if !is_positive(lora.alpha) {
-                return wrong("train.lora.alpha", &lora.alpha, "a positive number");
-            }
-            if !is_share(lora.dropout) {
-                return wrong("train.lora.dropout", &lora.dropout, "0 to below 1");
-            }
-        }
-        if !is_positive(optimiser.learning_rate) {
-            let found = optimiser.learning_rate;
-            return wrong("optimiser.learning_rate", &found, "a positive number");
-        }
-        if !optimiser.betas.iter().all(|&beta| is_share(beta)) {
-            let found = format!("{:?}", optimiser.betas);
-            return wrong("optimiser.betas", &found, "two numbers of 0 to below 1");
-        }
-        if !is_positive(optimiser.clip_norm) {
-            return wrong(
-                "optimiser.clip_norm",
-                &optimiser.clip_norm,
+            let rank = lora.rank;
+            check(
+                "train.lora.rank",
+                &rank,
+                (1..=1 << 12).contains(&rank),
+                "1 to 4096",
+            )?;
+            let alpha = lora.alpha;
+            check(
+                "train.lora.alpha",
+                &alpha,
+                is_positive(alpha),
                 "a positive number",
-            );
+            )?;
+            let dropout = lora.dropout;
+            check(
+                "train.lora.dropout",
+                &dropout,
+                is_share(dropout),
+                "0 to below 1",
+            )?;
         }
-        if !is_share(optimiser.average) {
-            return wrong("optimiser.average", &optimiser.average, "0 to below 1");
-        }
-        if !(0.0..=1.0).contains(&schedule.warm_up) {
-            return wrong(
-                "schedule.warm_up",
-                &schedule.warm_up,
-                "a share of all steps",
-            );
-        }
-        if self.watch.every == 0 {
-            return wrong("watch.every", &0, "one or more");
-        }
-        Ok(())
+        self.optimiser.check()?;
+        self.schedule.check()?;
+        self.watch.check()
     }
-}
-
-/// Replaces one value; `None` if the key leads nowhere.
-fn replace(table: &mut toml::Table, assignment: &str) -> Option<()> {
-    let (key, value) = assignment.split_once('=')?;
-    let parsed = format!("x = {value}").parse::<toml::Table>();
-    let value = match parsed {
-        Ok(mut table) => table.remove("x")?,
-        // A bare word is a string.
-        Err(_) => toml::Value::String(value.trim().to_owned()),
-    };
-    let mut path: Vec<&str> = key.trim().split('.').collect();
-    let last = path.pop()?;
-    let mut table = table;
-    for name in path {
-        let below = toml::Value::Table(toml::Table::new());
-        table = table.entry(name).or_insert(below).as_table_mut()?;
-    }
-    table.insert(last.to_owned(), value);
-    Some(())
 }
 
 fn one() -> f64 {
     1.0
-}
-
-fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
-}
-
-fn from_text<'de, T, D>(deserializer: D) -> Result<T, D::Error>
-where
-    T: FromStr,
-    T::Err: fmt::Display,
-    D: Deserializer<'de>,
-{
-    let text = String::deserialize(deserializer)?;
-    text.parse().map_err(de::Error::custom)
 }
 
 /// [`Fusion`] by its name.
@@ -516,7 +255,13 @@ mod tests {
 
     #[test]
     fn every_recipe_of_the_program_is_valid() -> Result<(), RecipeError> {
-        for name in Recipe::NAMES {
+        for name in [
+            "mllmseg-res",
+            "mllmseg-gres",
+            "refseg-res",
+            "refseg-gres",
+            "finetune",
+        ] {
             let recipe = Recipe::load(name, &[])?;
             let again = toml::to_string(&recipe).expect("a recipe is TOML");
             assert_eq!(
@@ -534,9 +279,10 @@ mod tests {
             (res.steps, res.pictures, res.pictures_a_pass),
             (50_000, 32, 4)
         );
-        assert_eq!((res.warm_up(), res.passes()), (1500, 8));
+        let warm_up = |recipe: &Recipe| recipe.schedule.over(recipe.steps, 1.0).warm_up;
+        assert_eq!((warm_up(&res), res.passes()), (1500, 8));
         let gres = Recipe::load("mllmseg-gres", &[])?;
-        assert_eq!((gres.steps, gres.warm_up()), (20_000, 600));
+        assert_eq!((gres.steps, warm_up(&gres)), (20_000, 600));
         assert_eq!(gres.loss.mask_form, MaskForm::OfficialFocal);
         Ok(())
     }

@@ -16,6 +16,7 @@
 //! as many questions at once, as one likes: what was said before is kept as
 //! keys and values, and read once.
 
+mod backbone;
 #[cfg(test)]
 mod cases;
 mod error;
@@ -25,6 +26,7 @@ mod template;
 
 use std::fmt;
 
+pub use backbone::{Backbone, Network, WrittenTalk};
 pub use error::ChatError;
 pub use model::{ChatModel, open, open_adapted};
 pub use template::{SYSTEM_LLAMA_3, SYSTEM_QWEN, SYSTEM_VICUNA};

@@ -49,7 +49,13 @@ pub(crate) enum Layout {
         /// What precedes `<img>`.
         before_picture: &'static str,
     },
+    /// Nothing but the picture in `<img>`, questions, and answers that `<|im_end|>` ends: for small
+    /// models, to which roles would be nothing but longer ways.
+    Plain,
 }
+
+/// What `template` of `config.json` calls [`Layout::Plain`].
+pub(crate) const PLAIN: &str = "refseg-talk";
 
 impl Layout {
     /// How InternVL is talked with; `None` if it was not made for it.
@@ -67,7 +73,7 @@ impl Layout {
         match self {
             Self::Llama3 => "<|eot_id|>",
             Self::Vicuna | Self::Mistral => "</s>",
-            Self::ChatMl { .. } => "<|im_end|>",
+            Self::ChatMl { .. } | Self::Plain => "<|im_end|>",
         }
     }
 }
@@ -112,6 +118,7 @@ impl ChatTemplate {
                 .llama_header("user")?,
             Layout::Vicuna => writer.text(SYSTEM_VICUNA).text(" USER: "),
             Layout::Mistral => writer.text("[INST] "),
+            Layout::Plain => writer.token("<img>")?,
             Layout::ChatMl {
                 system,
                 after_turn,
@@ -152,6 +159,8 @@ impl ChatTemplate {
                 let begun = writer.text(if is_first { "\n" } else { "[INST] " });
                 begun.text(text).text(" [/INST]")
             }
+            Layout::Plain if is_first => writer.token("</img>")?.text(text),
+            Layout::Plain => writer.text(text),
             Layout::ChatMl { after_turn, .. } => {
                 let begun = if is_first {
                     writer.token("</img>")?.text("\n")
@@ -173,7 +182,7 @@ impl ChatTemplate {
     pub(crate) fn answer(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let writer = Writer::new(&self.tokenizer).grounded_text(text.trim())?;
         match self.layout {
-            Layout::Llama3 | Layout::Vicuna => writer.token(self.layout.end())?,
+            Layout::Llama3 | Layout::Vicuna | Layout::Plain => writer.token(self.layout.end())?,
             Layout::Mistral => writer.text(" ").token(self.layout.end())?,
             Layout::ChatMl { after_turn, .. } => writer.token(self.layout.end())?.text(after_turn),
         }
@@ -351,6 +360,17 @@ mod tests {
         assert_eq!(
             tokenizer.decode(&vicuna.question("R", Place::Later)?)?,
             "USER: R ASSISTANT:"
+        );
+        let plain = ChatTemplate::new(tokenizer.clone(), Layout::Plain);
+        let parts = [
+            plain.opening()?,
+            plain.question("Q", Place::First)?,
+            plain.answer(" A\n")?,
+            plain.question("R", Place::Later)?,
+        ];
+        assert_eq!(
+            tokenizer.decode(&parts.concat())?,
+            "<img></img>QA<|im_end|>R"
         );
         // Qwen2 has no `</s>`, and says so.
         assert!(vicuna.answer("A").is_err() && mistral.end().is_err());

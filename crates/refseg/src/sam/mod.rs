@@ -45,7 +45,9 @@ pub use frame::Frame;
 pub use image_encoder::VitEncoder;
 pub use mask_decoder::{DecodedMasks, MaskDecoder};
 pub use model::{ImageEncoder, Sam};
-pub use predictor::{Label, Point, Prompt, SamError, SamMasks, SamPredictor, SamScene};
+pub use predictor::{
+    Label, Point, Prompt, SamError, SamMasks, SamPredictor, SamScene, open_checkpoint,
+};
 pub use prompt_encoder::{PromptEncoder, Token};
 pub use tiny_vit::TinyVitEncoder;
 

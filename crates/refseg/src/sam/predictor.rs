@@ -15,7 +15,7 @@ use crate::{
     image::Image,
     internvl::ConfigError,
     mask::{Mask, MaskError, resize_bilinear},
-    nn::{StoredTensors, Tensors},
+    nn::{StoredTensors, TensorSource, Tensors},
     predictor::Options,
     weights::{Weights, WeightsError},
 };
@@ -195,6 +195,25 @@ pub enum SamError {
     },
 }
 
+/// Sizes and weights of a model, as [`SamPredictor::load`] finds them: what training starts from.
+///
+/// # Errors
+/// If there is no such model, or a file of it is missing, damaged or does not fit the others.
+pub fn open_checkpoint(model: impl AsRef<Path>) -> Result<(Config, Weights), SamError> {
+    let path = model.as_ref();
+    let weights = open(path)?;
+    Ok((config_of(path, &weights)?, weights))
+}
+
+/// Sizes of a model, from its `config.json` or its tensors.
+fn config_of(path: &Path, weights: &Weights) -> Result<Config, SamError> {
+    if path.join("config.json").exists() {
+        return Ok(Config::from_folder(path)?);
+    }
+    let shape_of = |key: &str| Some(weights.info(key)?.shape.clone());
+    Config::recognise(weights.path(), &shape_of)
+}
+
 /// Prompts decoded at once: bounds memory, and is enough to keep every core busy.
 const PROMPTS_AT_ONCE: usize = 8;
 /// What MobileSAM's checkpoint has beside the network: the head of a classifier.
@@ -238,27 +257,47 @@ impl SamPredictor {
 
     fn assemble(path: &Path, weights: Weights, options: &Options) -> Result<Self, SamError> {
         let device = options.device();
-        let (config, source) = if path.join("config.json").exists() {
-            let source = StoredTensors::new(&weights, device);
-            (Config::from_folder(path)?, source)
+        let config = config_of(path, &weights)?;
+        let source = if path.join("config.json").exists() {
+            StoredTensors::new(&weights, device)
         } else {
-            let shape_of = |key: &str| Some(weights.info(key)?.shape.clone());
-            let config = Config::recognise(weights.path(), &shape_of)?;
-            (config, StoredTensors::without_config(&weights, device))
+            StoredTensors::without_config(&weights, device)
         };
         let source = source.packed(options.precision);
         let model = Sam::load(&Tensors::root(&source), &config)?;
         let mut unused = source.unused();
         unused.retain(|key| !NEEDLESS.iter().any(|prefix| key.starts_with(prefix)));
-        Ok(Self {
+        Ok(Self::joined(
+            path.display().to_string(),
+            config,
+            model,
+            unused,
+        ))
+    }
+
+    /// The model of these sizes and tensors: a checkpoint's, or those of a training run.
+    ///
+    /// # Errors
+    /// If a tensor is missing or its shape is not what the config implies.
+    pub fn new(
+        name: String,
+        config: Config,
+        source: &dyn TensorSource,
+    ) -> Result<Self, WeightsError> {
+        let model = Sam::load(&Tensors::root(source), &config)?;
+        Ok(Self::joined(name, config, model, Vec::new()))
+    }
+
+    fn joined(name: String, config: Config, model: Sam, unused: Vec<String>) -> Self {
+        Self {
             inner: Arc::new(Inner {
-                name: path.display().to_string(),
+                name,
                 image_positions: model.prompts.image_positions(),
                 config,
                 model,
                 unused,
             }),
-        })
+        }
     }
 
     /// The file or folder the model was loaded from.

@@ -1,21 +1,24 @@
-//! Learning from pictures with phrases, by a recipe.
+//! Learning by a recipe, whatever its subject.
 
 use std::{num::NonZeroUsize, path::Path, time::Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use refseg::image::{DecodeOptions, Image};
+use refseg::{
+    image::{DecodeOptions, Image},
+    sam::SamPredictor,
+};
 use refseg_data::{
+    conversations::DescribedPictures,
     dataset::{Dataset, Options, Source},
     evaluate::Examples,
 };
 use refseg_train::{
+    conversing::{self, Conversing, lesson::Lessons},
+    outlining::{self, Outlining, drawing::Drawings},
     parameters::Group,
-    run::Run,
-    tuning::{
-        Start, Tuning, Workers,
-        recipe::{Recipe, Set},
-        sampler::Sampler,
-    },
+    recipes::{Book, Set},
+    run::{Run, Task},
+    tuning::{Start, Tuning, Workers, recipe::Recipe, sampler::Sampler},
 };
 use serde::Serialize;
 
@@ -35,30 +38,95 @@ const REHEARSED: u64 = 3;
 /// Values that are kept of a trained parameter: itself, its gradient, and two moments.
 const COPIES: u64 = 4;
 
-/// Opens the run that the options describe.
-pub(super) fn open(name: &str, args: &TrainArgs, console: &Console) -> Result<Run<Tuning>> {
-    let recipe = recipe(name, args)?;
-    let data = |set: &Set| -> Result<Dataset> {
+/// Opens the run that teaches to segment.
+pub(super) fn open(book: Book, args: &TrainArgs, console: &Console) -> Result<Run<Tuning>> {
+    let recipe = Recipe::of(book)?;
+    let Data { sets, held_out } = data(&recipe.data.sets, args, console)?;
+    let sets = sets.into_iter();
+    let sets = sets.map(|(weight, set)| (weight, Box::new(set) as Box<dyn Examples + Send>));
+    let sampler = Sampler::new(sets.collect(), recipe.data.sentences, recipe.seed);
+    let held_out = held_out.map(|dataset| Box::new(dataset) as Box<dyn Examples + Send>);
+    let start = Start::named(&args.tuning.model);
+    Ok(Tuning::open(
+        &args.out,
+        start,
+        recipe,
+        workers(args),
+        sampler,
+        held_out,
+    )?)
+}
+
+/// Opens the run that teaches to answer.
+pub(super) fn open_conversing(
+    book: Book,
+    args: &TrainArgs,
+    console: &Console,
+) -> Result<Run<Conversing>> {
+    let recipe = conversing::recipe::Recipe::of(book)?;
+    let Data { sets, held_out } = data(&recipe.data.sets, args, console)?;
+    let judge = recipe.talk.judge.as_ref();
+    let judge = judge.map(|sam| SamPredictor::load(sam, &refseg::Options::default()));
+    let lessons = Lessons::new(described(sets), judge.transpose()?);
+    Ok(Conversing::open(
+        &args.out,
+        &args.tuning.model,
+        recipe,
+        workers(args),
+        lessons,
+        held_out.map(|dataset| Box::new(dataset) as Box<dyn DescribedPictures + Send>),
+    )?)
+}
+
+/// Opens the run that teaches to draw what prompts mean.
+pub(super) fn open_outlining(
+    book: Book,
+    args: &TrainArgs,
+    console: &Console,
+) -> Result<Run<Outlining>> {
+    let recipe = outlining::recipe::Recipe::of(book)?;
+    let Data { sets, held_out } = data(&recipe.data.sets, args, console)?;
+    Ok(Outlining::open(
+        &args.out,
+        &args.tuning.model,
+        recipe,
+        workers(args),
+        Drawings::new(described(sets)),
+        held_out.map(|dataset| Box::new(dataset) as Box<dyn DescribedPictures + Send>),
+    )?)
+}
+
+fn described(sets: Vec<(f64, Dataset)>) -> Vec<(f64, Box<dyn DescribedPictures + Send>)> {
+    let boxed = |set| Box::new(set) as Box<dyn DescribedPictures + Send>;
+    let sets = sets.into_iter();
+    sets.map(|(weight, set)| (weight, boxed(set))).collect()
+}
+
+/// What is learned from, and what the run is judged on.
+struct Data {
+    sets: Vec<(f64, Dataset)>,
+    held_out: Option<Dataset>,
+}
+
+fn data(sets: &[Set], args: &TrainArgs, console: &Console) -> Result<Data> {
+    let mut faults = Vec::new();
+    let mut opened = Vec::new();
+    for set in sets {
         let root = set.root.as_deref().or(args.tuning.data.as_deref());
         let root = root.ok_or(WrongUsage(
             "--data is missing: the folder that holds the data sets",
         ))?;
-        open_set(set.source, set.split(), root)
-    };
-    let mut faults = Vec::new();
-    let mut sets: Vec<(f64, Box<dyn Examples + Send>)> = Vec::new();
-    for set in &recipe.data.sets {
-        let mut dataset = data(set)?;
+        let mut dataset = open_set(set.source, set.split(), root)?;
         faults.extend(check(&mut dataset));
         if dataset.pictures.is_empty() {
             bail!("{} has no picture that can be read", dataset.name);
         }
-        sets.push((set.weight, Box::new(dataset)));
+        opened.push((set.weight, dataset));
     }
     let mut held_out = match &args.tuning.val {
-        None => data_of_val(&recipe.data.sets[0], args),
+        None => data_of_val(&sets[0], args),
         Some(root) => {
-            let source = recipe.data.sets[0].source;
+            let source = sets[0].source;
             Some(open_set(source, source.default_split(), root)?)
         }
     };
@@ -72,25 +140,19 @@ pub(super) fn open(name: &str, args: &TrainArgs, console: &Console) -> Result<Ru
     if held_out.is_none() {
         console.note("there is nothing to judge the model on; --val names a folder");
     }
-    let sampler = Sampler::new(sets, recipe.data.sentences, recipe.seed);
+    let pictures = opened.iter().map(|(_, set)| set.pictures.len()).sum();
     console.detail(format_args!(
         "learning from {}",
-        counted(sampler.pictures(), "picture")
+        counted(pictures, "picture")
     ));
-    let held_out = held_out.map(|dataset| Box::new(dataset) as Box<dyn Examples + Send>);
-    let start = Start::named(&args.tuning.model);
-    Ok(Tuning::open(
-        &args.out,
-        start,
-        recipe,
-        workers(args),
-        sampler,
+    Ok(Data {
+        sets: opened,
         held_out,
-    )?)
+    })
 }
 
 /// The recipe with everything that the options replace.
-fn recipe(name: &str, args: &TrainArgs) -> Result<Recipe> {
+pub(super) fn book(name: &str, args: &TrainArgs) -> Result<Book> {
     let mut overrides = args.tuning.overrides.clone();
     let mut replace = |key: &str, value: Option<String>| {
         overrides.extend(value.map(|value| format!("{key}={value}")));
@@ -109,7 +171,7 @@ fn recipe(name: &str, args: &TrainArgs) -> Result<Recipe> {
             .collect();
         replace("data.sets", Some(format!("[{}]", sets.join(", "))));
     }
-    Ok(Recipe::load(name, &overrides)?)
+    Ok(Book::open(name, &overrides)?)
 }
 
 /// One worker with all threads, unless asked otherwise: a large model is in memory once, but its
@@ -183,22 +245,36 @@ fn refusal(faults: &[String]) -> anyhow::Error {
     Hint { hint, error }.into()
 }
 
+/// What only a kind of training knows of its plan.
+pub(super) struct Outline<'a> {
+    pub(super) recipe: &'a str,
+    /// Pictures a step.
+    pub(super) pictures: usize,
+    /// Pictures to learn from.
+    pub(super) available: usize,
+    /// Parameters that stay as they are.
+    pub(super) frozen: u64,
+}
+
 /// Prints what would be trained and what it costs, measured on some steps.
-pub(super) fn show_plan(run: &Run<Tuning>, args: &TrainArgs, console: &Console) -> Result<()> {
-    let task = run.task();
-    let recipe = task.recipe();
+pub(super) fn show_plan<T: Task>(
+    run: &Run<T>,
+    outline: Outline<'_>,
+    args: &TrainArgs,
+    console: &Console,
+) -> Result<()> {
     let groups = run.parameters().groups();
     let trained: u64 = groups.iter().map(|group| group.parameters).sum();
-    let frozen = task.frozen_parameters(run.parameters());
+    let frozen = outline.frozen;
     let start = Instant::now();
     let losses = run.rehearse(REHEARSED)?;
     let step_s = start.elapsed().as_secs_f64() / REHEARSED as f64;
     let plan = Plan {
         model: args.tuning.model.to_string_lossy().into_owned(),
-        recipe: recipe.description.clone(),
+        recipe: outline.recipe.to_owned(),
         steps: run.steps(),
-        pictures: recipe.pictures,
-        available: task.sampler().pictures(),
+        pictures: outline.pictures,
+        available: outline.available,
         trained,
         frozen,
         groups,
