@@ -18,7 +18,7 @@ pub struct Conv2d(Form);
 #[derive(Debug, Clone)]
 enum Form {
     /// As the framework computes it.
-    Plain(Plain),
+    Plain(Box<Plain>),
     /// With a stride of one and in one group: a product for each cell of the kernel.
     Packed(Arc<PackedConvolution>),
 }
@@ -171,7 +171,7 @@ impl Plain {
                 let packed = PackedConvolution::new(self.weight, self.bias, precision);
                 Form::Packed(Arc::new(packed))
             }
-            _ => Form::Plain(self),
+            _ => Form::Plain(Box::new(self)),
         })
     }
 

@@ -19,16 +19,19 @@ pub struct Linear(Form);
 #[derive(Debug, Clone)]
 enum Form {
     /// As the framework multiplies, with gradients if they are wanted.
-    Plain {
-        /// Key `weight`: `(out, in)`, as in the checkpoint.
-        weight: Tensor<2>,
-        /// Key `bias`: `(out)`.
-        bias: Option<Tensor<1>>,
-        /// Keys `lora_A` and `lora_B`, while they are being trained.
-        low_rank: Option<LowRank>,
-    },
+    Plain(Box<Plain>),
     /// As the CPU reads it best.
     Packed(Arc<PackedLinear>),
+}
+
+#[derive(Debug, Clone)]
+struct Plain {
+    /// Key `weight`: `(out, in)`, as in the checkpoint.
+    weight: Tensor<2>,
+    /// Key `bias`: `(out)`.
+    bias: Option<Tensor<1>>,
+    /// Keys `lora_A` and `lora_B`, while they are being trained.
+    low_rank: Option<LowRank>,
 }
 
 /// A change of a weight that is being trained beside it: `x` gains `s · drop(x) · Aᵀ · Bᵀ`.
@@ -80,8 +83,8 @@ impl Linear {
     ) -> Result<Self, WeightsError> {
         let weight = tensors.get("weight", [outputs, inputs], implied_by)?;
         let mut linear = Self::new(tensors, weight, bias);
-        if let Form::Plain { low_rank, .. } = &mut linear.0 {
-            *low_rank = tensors.low_rank("weight", [outputs, inputs])?;
+        if let Form::Plain(plain) = &mut linear.0 {
+            plain.low_rank = tensors.low_rank("weight", [outputs, inputs])?;
         }
         Ok(linear)
     }
@@ -89,11 +92,11 @@ impl Linear {
     /// A layer of the given `(out, in)` weight and `(out)` bias, in the precision of `tensors`.
     pub fn new(tensors: &Tensors<'_>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
         Self(match tensors.precision() {
-            None => Form::Plain {
+            None => Form::Plain(Box::new(Plain {
                 weight,
                 bias,
                 low_rank: None,
-            },
+            })),
             Some(precision) => Form::Packed(Arc::new(PackedLinear::new(weight, bias, precision))),
         })
     }
@@ -116,21 +119,7 @@ impl Linear {
     ) -> Tensor<R> {
         match &self.0 {
             Form::Packed(layer) => inference::linear(x, layer, activation),
-            Form::Plain {
-                weight,
-                bias,
-                low_rank,
-            } => {
-                let change = low_rank.as_ref().map(|change| change.forward(x.clone()));
-                let y = module::linear(x, weight.clone().transpose(), bias.clone());
-                activate(
-                    match change {
-                        None => y,
-                        Some(change) => y + change,
-                    },
-                    activation,
-                )
-            }
+            Form::Plain(plain) => activate(plain.forward(x), activation),
         }
     }
 
@@ -148,7 +137,7 @@ impl Linear {
     ) -> Tensor<R> {
         match &self.0 {
             Form::Packed(layer) => inference::gated_linear(x, times, layer, activation),
-            Form::Plain { .. } => self.forward_activated(x, activation) * times,
+            Form::Plain(plain) => activate(plain.forward(x), activation) * times,
         }
     }
 
@@ -161,7 +150,7 @@ impl Linear {
     pub fn forward_added<const R: usize>(&self, x: Tensor<R>, residual: Tensor<R>) -> Tensor<R> {
         match &self.0 {
             Form::Packed(layer) => inference::added_linear(x, residual, layer),
-            Form::Plain { .. } => residual + self.forward(x),
+            Form::Plain(plain) => residual + plain.forward(x),
         }
     }
 
@@ -180,7 +169,21 @@ impl Linear {
     ) -> Tensor<R> {
         match &self.0 {
             Form::Packed(layer) => inference::scaled_linear(x, residual, scale.clone(), layer),
-            Form::Plain { .. } => residual + self.forward(x) * scale.clone().unsqueeze(),
+            Form::Plain(plain) => residual + plain.forward(x) * scale.clone().unsqueeze(),
+        }
+    }
+}
+
+impl Plain {
+    fn forward<const R: usize>(&self, x: Tensor<R>) -> Tensor<R> {
+        let change = self
+            .low_rank
+            .as_ref()
+            .map(|change| change.forward(x.clone()));
+        let y = module::linear(x, self.weight.clone().transpose(), self.bias.clone());
+        match change {
+            None => y,
+            Some(change) => y + change,
         }
     }
 }
