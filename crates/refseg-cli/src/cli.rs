@@ -96,7 +96,7 @@ pub(crate) struct ComputeArgs {
     /// Where to compute
     #[arg(long, env = "REFSEG_DEVICE", default_value = "cpu")]
     pub(crate) device: Device,
-    /// In which numbers weights are kept
+    /// In which numbers weights are kept; `auto` is the fastest that moves masks little
     #[arg(long, env = "REFSEG_PRECISION", default_value = "f32")]
     pub(crate) precision: Precision,
 }
@@ -108,13 +108,9 @@ pub(crate) enum Device {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Precision {
-    /// As models were trained: four bytes a weight
     F32,
-    /// Two bytes a weight
     Bf16,
-    /// One byte a weight, and activations rounded likewise; the mask decoder keeps bf16
     Int8,
-    /// The fastest that changes masks little, on this machine: see `refseg info --cpu`
     Auto,
 }
 
@@ -277,7 +273,13 @@ pub(crate) struct InfoArgs {
     #[arg(default_value = "builtin")]
     pub(crate) model: PathBuf,
     /// Say how this machine would compute instead
-    #[arg(long, conflicts_with = "model")]
+    #[arg(
+        long,
+        // `REFSEG_CPU` names an instruction set.
+        env = "REFSEG_INFO_CPU",
+        value_parser = FalseyValueParser::new(),
+        conflicts_with = "model"
+    )]
     pub(crate) cpu: bool,
     /// Print one JSON document
     #[arg(long, env = "REFSEG_JSON", value_parser = FalseyValueParser::new())]
@@ -757,7 +759,7 @@ mod tests {
             {
                 let name = option.get_env().and_then(|name| name.to_str());
                 let is_named = name.is_some_and(|name| name.starts_with("REFSEG_"));
-                assert!(is_named, "{} {option}", command.get_name());
+                assert!(is_named, "{} {}", command.get_name(), option.get_id());
             }
         }
     }

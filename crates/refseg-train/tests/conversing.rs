@@ -6,7 +6,10 @@ use refseg::{
     Image, Options,
     chat::{self, Conversation, Mllm, Question},
 };
-use refseg_data::scenes::{DrawnScenes, SceneOptions};
+use refseg_data::{
+    conversations::DescribedPictures,
+    scenes::{DrawnScenes, SceneOptions},
+};
 use refseg_train::{
     TrainError,
     conversing::{
@@ -49,14 +52,23 @@ fn recipe(overrides: &[&str]) -> Result<Recipe, Box<dyn Error>> {
     Ok(Recipe::of(Book::open("sam4mllm-small", &all)?)?)
 }
 
+/// A run that is judged on nothing: an untaught model says a lot, and that takes its time.
 fn open(folder: &Path, start: &Path, recipe: &Recipe) -> Result<Run<Conversing>, TrainError> {
+    open_judged(folder, start, recipe, None)
+}
+
+fn open_judged(
+    folder: &Path,
+    start: &Path,
+    recipe: &Recipe,
+    held_out: Option<Box<dyn DescribedPictures + Send>>,
+) -> Result<Run<Conversing>, TrainError> {
     let workers = Workers {
         count: 1,
         threads: 1,
         loaders: 1,
     };
     let lessons = Lessons::new(vec![(1.0, Box::new(scenes(20)))], None);
-    let held_out = Some(Box::new(scenes(2)) as Box<_>);
     Conversing::open(folder, start, recipe.clone(), workers, lessons, held_out)
 }
 
@@ -193,14 +205,21 @@ fn everything_learns() -> Outcome {
     let (start, _) = begun()?;
     let folder = tempfile::tempdir()?;
     let recipe = recipe(&["talk.probed=1.0", "talk.ppg=1.0", "talk.pqpp=1.0"])?;
-    let mut run = open(folder.path(), start.path(), &recipe)?;
-    let mut losses = Vec::new();
+    let held_out = Some(Box::new(scenes(1)) as Box<_>);
+    let mut run = open_judged(folder.path(), start.path(), &recipe, held_out)?;
+    let (mut losses, mut judged) = (Vec::new(), 0);
     run.train(|event| {
-        if let Event::Step { losses: of, .. } = event {
-            losses.push(of.total);
+        match event {
+            Event::Step { losses: of, .. } => losses.push(of.total),
+            Event::HeldOut { tally, .. } => judged += tally.all().expressions,
+            _ => {}
         }
         true
     })?;
+    assert_eq!(
+        judged,
+        scenes(1).described_picture(0)?.2.expressions.len() as u64
+    );
     assert!(losses[3] < losses[0], "{losses:?}");
     for (key, parameter) in run.parameters().iter() {
         let moved = parameter.second_moment.iter().any(|&moment| moment > 0.0);

@@ -912,7 +912,7 @@ fn models_that_do_not_fit_are_refused() -> Outcome {
         ),
         (
             "vocab_size",
-            serde_json::json!(1000),
+            serde_json::json!(5000),
             "`vocab_size` in config.json",
         ),
     ];

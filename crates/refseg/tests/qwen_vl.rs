@@ -258,7 +258,7 @@ fn models_that_do_not_fit_are_refused() -> Outcome {
             "`hidden_size` is 128, expected a multiple of 6",
         ),
         ("visual", Value::Null, "`visual.width` is missing"),
-        ("vocab_size", json!(100), "`vocab_size` in config.json"),
+        ("vocab_size", json!(5000), "`vocab_size` in config.json"),
         (
             "intermediate_size",
             json!(100),

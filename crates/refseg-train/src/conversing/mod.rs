@@ -59,8 +59,8 @@ pub struct Conversing {
     device: Device,
 }
 
-/// Tokens of an answer while the model is judged: eight boxes with three points each.
-const ANSWER_TOKENS: usize = 256;
+/// Tokens of an answer while the model is judged: a dozen boxes.
+const ANSWER_TOKENS: usize = 128;
 /// How many pictures are shown after each evaluation.
 const SAMPLES: usize = 12;
 
