@@ -197,6 +197,7 @@ pub struct Leaves<'a> {
     over: Option<Over<'a>>,
     noise: Option<Noise>,
     values: Values,
+    is_tracked: bool,
     device: Device,
     handed_out: RefCell<BTreeMap<String, Tensor<1>>>,
     gradients: RefCell<Gradients>,
@@ -234,6 +235,15 @@ pub type Gradients = BTreeMap<String, Vec<f32>>;
 impl<'a> Leaves<'a> {
     /// Leaves that a gradient is wanted for.
     pub fn tracked(parameters: &'a Parameters, device: &Device) -> Self {
+        Self {
+            is_tracked: true,
+            ..Self::untracked(parameters, device)
+        }
+    }
+
+    /// The same without gradients: a network of these computes bit by bit what one of
+    /// [`Leaves::tracked`] does, which one of [`Leaves::constant`] does not.
+    pub fn untracked(parameters: &'a Parameters, device: &Device) -> Self {
         Self::constant(parameters, Values::Latest, &device.clone().autodiff())
     }
 
@@ -244,6 +254,7 @@ impl<'a> Leaves<'a> {
             over: None,
             noise: None,
             values,
+            is_tracked: false,
             device: device.clone(),
             handed_out: RefCell::default(),
             gradients: RefCell::default(),
@@ -309,7 +320,7 @@ impl<'a> Leaves<'a> {
         let values = parameter.of(self.values).to_vec();
         let count = values.len();
         let leaf = Tensor::<1>::from_data(TensorData::new(values, [count]), &self.device);
-        let leaf = if self.device.is_autodiff() && parameter.is_trained() {
+        let leaf = if self.is_tracked && parameter.is_trained() {
             leaf.require_grad()
         } else {
             leaf

@@ -253,12 +253,11 @@ impl Tuning {
             recompute: self.recipe.recompute,
         };
         let mut tracked = Leaves::tracked(parameters, &self.device).over(self.over());
-        let mut constant =
-            Leaves::constant(parameters, Values::Latest, &self.device).over(self.over());
+        let mut untracked = Leaves::untracked(parameters, &self.device).over(self.over());
         if let Some(noise) = noise {
-            (tracked, constant) = (tracked.with_noise(noise), constant.with_noise(noise));
+            (tracked, untracked) = (tracked.with_noise(noise), untracked.with_noise(noise));
         }
-        pass::measure(tracked, &constant, parameters, &setting, questions)
+        pass::measure(tracked, &untracked, parameters, &setting, questions)
     }
 
     /// How many parameters of the network are not trained.

@@ -105,14 +105,14 @@ impl Layout {
     }
 }
 
-/// Losses and gradients of a pass. `tracked` and `constant` are leaves of the same parameters
+/// Losses and gradients of a pass. `tracked` and `untracked` are leaves of the same parameters
 /// with the same noise; the second is used where layers are computed again.
 ///
 /// # Errors
 /// If a tensor is missing, or a loss is not finite.
 pub fn measure(
     tracked: Leaves<'_>,
-    constant: &Leaves<'_>,
+    untracked: &Leaves<'_>,
     parameters: &Parameters,
     setting: &Setting<'_>,
     questions: &[Question],
@@ -120,7 +120,7 @@ pub fn measure(
     let pass = Pass::new(setting, questions);
     let model = Mllmseg::load(&tracked, setting.config)?;
     let head = if setting.recompute {
-        let quiet = Mllmseg::load(constant, setting.config)?;
+        let quiet = Mllmseg::load(untracked, setting.config)?;
         pass.layer_by_layer(&tracked, &model, &quiet, parameters)?
     } else {
         let Front { x, vit } = pass.front(&model);
