@@ -9,8 +9,8 @@ use super::TensorSource;
 use crate::weights::{Weights, WeightsError};
 
 /// Layers that [`Precision::Int8`] leaves in bf16: those that draw the mask, those that read pixels, and what stands
-/// between the vision tower and the language model. They are a small part of the work, and in int8 they moved
-/// borders the most (docs/performance.md).
+/// between the vision tower and the language model. They are a small part of the work, and nothing behind them can mend
+/// what rounding does to them.
 const DELICATE: [&str; 6] = [
     "res_decoder",
     "mask_decoder",
