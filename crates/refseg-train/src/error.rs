@@ -63,6 +63,14 @@ pub enum TrainError {
     /// No loss depends on anything that is trained.
     #[error("nothing can be learned from these pictures: no phrase has a target or a token")]
     NothingToLearn,
+    /// Helper heads are wanted where they cannot tell what a token shows.
+    #[error(
+        "`{model}`: `loss.helpers` needs a picture to be one square of tokens, as InternVL's is; set it to 0"
+    )]
+    NoGrid {
+        /// The model.
+        model: String,
+    },
     /// Another run works in the folder.
     #[error("`{path}`: another run works in this folder")]
     Busy {

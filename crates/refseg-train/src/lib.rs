@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod conversing;
 pub mod curve;
+mod draws;
 mod error;
 pub mod events;
 pub mod losses;

@@ -157,6 +157,11 @@ impl Parameters {
     pub fn insert(&mut self, key: String, parameter: Parameter) {
         self.entries.insert(key, parameter);
     }
+
+    /// Adds all of these.
+    pub fn extend(&mut self, others: Self) {
+        self.entries.extend(others.entries);
+    }
 }
 
 /// The part of the network that a parameter belongs to.

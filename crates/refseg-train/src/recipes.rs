@@ -9,13 +9,18 @@ use std::{
     str::FromStr,
 };
 
+use refseg::nn::Part;
 use refseg_data::dataset::Source;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, DeserializeOwned},
 };
 
-use crate::optimiser::{self, Decline, Rule, Schedule};
+use crate::{
+    optimiser::{self, Decline, Rule, Schedule},
+    parameters::{Parameter, Parameters},
+    run::{Plan, Task, Workers},
+};
 
 /// The recipes that come with the program: those that teach to segment; to answer, as SAM4MLLM
 /// does; and to draw what prompts mean, as Segment Anything does.
@@ -129,6 +134,77 @@ impl Book {
     }
 }
 
+/// What every recipe says, whatever is learned by it.
+#[derive(Debug, Clone, Copy)]
+pub struct Outline<'a> {
+    /// What it is for.
+    pub description: &'a str,
+    /// Steps in all.
+    pub steps: u64,
+    /// Pictures a step.
+    pub pictures: usize,
+    /// Pictures in one forward pass.
+    pub pictures_a_pass: usize,
+    /// How parameters follow their gradients.
+    pub optimiser: &'a Optimiser,
+    /// The learning rate over time.
+    pub schedule: &'a ScheduleShape,
+    /// How the run is watched.
+    pub watch: &'a Watch,
+}
+
+impl Outline<'_> {
+    /// Forward passes of a step.
+    pub fn passes(&self) -> usize {
+        self.pictures / self.pictures_a_pass
+    }
+
+    /// The run that it describes.
+    pub fn plan(&self, workers: Workers) -> Plan {
+        Plan {
+            steps: self.steps,
+            passes: self.passes(),
+            workers: workers.count.min(self.passes()),
+            threads: workers.threads,
+            loaders: workers.loaders,
+            every: self.watch.every,
+            optimiser: self.optimiser.build(),
+            schedule: self.schedule.over(self.steps, self.optimiser.learning_rate),
+        }
+    }
+
+    /// Refuses values that no run can have.
+    pub(crate) fn check(&self) -> Result<(), RecipeError> {
+        let (pictures, each) = (self.pictures, self.pictures_a_pass);
+        let fit = pictures > 0 && each > 0 && pictures.is_multiple_of(each);
+        let expected = "a multiple of `pictures_a_pass`, neither of them zero";
+        check("pictures", &pictures, fit, expected)?;
+        self.optimiser.check()?;
+        self.schedule.check()?;
+        self.watch.check()
+    }
+}
+
+/// A task that a recipe describes.
+pub trait ByRecipe: Task {
+    /// What the recipe says.
+    fn outline(&self) -> Outline<'_>;
+
+    /// Pictures to learn from.
+    fn available(&self) -> usize;
+
+    /// What the network asks for.
+    fn parts(&self) -> &[Part];
+
+    /// How many parameters of the network are not trained.
+    fn frozen_parameters(&self, parameters: &Parameters) -> u64 {
+        let is_trained = |key: &str| parameters.get(key).is_some_and(Parameter::is_trained);
+        let parts = self.parts().iter();
+        let frozen = parts.filter(|part| !is_trained(&part.key));
+        frozen.map(|part| part.len() as u64).sum()
+    }
+}
+
 /// One data set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -192,7 +268,7 @@ pub enum OptimiserName {
 
 impl Optimiser {
     /// The rule itself.
-    pub(crate) fn build(&self) -> optimiser::Optimiser {
+    fn build(&self) -> optimiser::Optimiser {
         let [beta1, beta2] = self.betas.map(|beta| beta as f32);
         optimiser::Optimiser {
             rule: match self.name {
@@ -210,7 +286,7 @@ impl Optimiser {
         }
     }
 
-    pub(crate) fn check(&self) -> Result<(), RecipeError> {
+    fn check(&self) -> Result<(), RecipeError> {
         let rate = self.learning_rate;
         let positive = "a positive number";
         check(
@@ -276,7 +352,7 @@ impl ScheduleShape {
         }
     }
 
-    pub(crate) fn check(&self) -> Result<(), RecipeError> {
+    fn check(&self) -> Result<(), RecipeError> {
         for (key, share) in [
             ("schedule.warm_up", self.warm_up),
             ("schedule.first", self.first),
@@ -299,7 +375,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn check(&self) -> Result<(), RecipeError> {
+    fn check(&self) -> Result<(), RecipeError> {
         check("watch.every", &self.every, self.every > 0, "one or more")
     }
 }
@@ -366,13 +442,6 @@ pub(crate) fn check(
         found: found.to_string(),
         expected,
     })
-}
-
-/// Refuses passes that a step cannot be made of.
-pub(crate) fn check_passes(pictures: usize, pictures_a_pass: usize) -> Result<(), RecipeError> {
-    let fit = pictures > 0 && pictures_a_pass > 0 && pictures.is_multiple_of(pictures_a_pass);
-    let expected = "a multiple of `pictures_a_pass`, neither of them zero";
-    check("pictures", &pictures, fit, expected)
 }
 
 /// Refuses data sets that cannot be drawn from.

@@ -25,7 +25,7 @@ use crate::{
     TrainError, checkpoint,
     losses::Losses,
     optimiser::{Optimiser, Schedule},
-    parameters::{Gradients, Parameters},
+    parameters::{Gradients, Parameter, Parameters},
 };
 
 /// Something that is trained.
@@ -89,6 +89,17 @@ pub trait Task: Sync {
         let _ = key;
         false
     }
+}
+
+/// What a run computes on, whatever it learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workers {
+    /// Passes at once.
+    pub count: usize,
+    /// Threads of each.
+    pub threads: usize,
+    /// Threads that read pictures ahead.
+    pub loaders: usize,
 }
 
 /// How long a run is, and what it computes on.
@@ -202,7 +213,7 @@ pub struct Sample {
 }
 
 /// How many pictures are shown after each evaluation.
-const SAMPLES: usize = 12;
+pub(crate) const SAMPLES: usize = 12;
 
 /// Asks a model for one expression of each of the first pictures.
 ///
@@ -475,7 +486,7 @@ fn one_step<T: Task>(
             task.measure(parameters, batch, step, pass)
         });
         for measured in measured {
-            let measured = measured?;
+            let measured = measured.map_err(|error| named(error, step, parameters))?;
             losses.add(&measured.losses, share);
             statistics.extend(measured.statistics);
             work.pictures += measured.work.pictures;
@@ -489,6 +500,32 @@ fn one_step<T: Task>(
                 }
             }
         }
+    }
+}
+
+/// Says of a loss that is not finite where that began: at the first parameter that is not, in the
+/// order of their keys, or else at the loss.
+fn named(error: TrainError, step: u64, parameters: &Parameters) -> TrainError {
+    let TrainError::LossNotFinite { loss } = error else {
+        return error;
+    };
+    let is_bad = |parameter: &Parameter| parameter.values.iter().any(|value| !value.is_finite());
+    let bad = parameters.iter().find(|(_, parameter)| is_bad(parameter));
+    let tensor = match bad {
+        Some((key, _)) => format!("the parameter `{key}`"),
+        None => format!("the loss `{loss}`"),
+    };
+    TrainError::Diverged { step, tensor }
+}
+
+/// Judges on the threads of the only worker; where there are several, on all threads there are.
+pub(crate) fn judge_on<R: Send>(
+    pools: &[rayon::ThreadPool],
+    judge: impl FnOnce() -> R + Send,
+) -> R {
+    match pools {
+        [pool] => pool.install(judge),
+        _ => judge(),
     }
 }
 

@@ -19,8 +19,7 @@ use refseg_train::{
     },
     parameters::Parameters,
     recipes::Book,
-    run::{Event, Run, Task},
-    tuning::Workers,
+    run::{Event, Run, Task, Workers},
 };
 
 type Outcome = Result<(), Box<dyn Error>>;

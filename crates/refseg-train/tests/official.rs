@@ -21,9 +21,9 @@ use refseg::{
 use refseg_train::{
     TrainError,
     parameters::Parameters,
-    run::{Measured, Run},
+    run::{Measured, Run, Workers},
     tuning::{
-        Start, Tuning, Workers,
+        Start, Tuning,
         pass::Question,
         recipe::{Lora, Recipe},
         sampler::Sampler,

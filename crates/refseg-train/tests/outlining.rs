@@ -10,9 +10,8 @@ use refseg_data::scenes::{DrawnScenes, SceneOptions};
 use refseg_train::{
     TrainError,
     outlining::{Outlining, beginner, drawing::Drawings, recipe::Recipe},
-    recipes::Book,
-    run::{Event, Run},
-    tuning::Workers,
+    recipes::{Book, ByRecipe},
+    run::{Event, Run, Workers},
 };
 
 type Outcome = Result<(), Box<dyn Error>>;

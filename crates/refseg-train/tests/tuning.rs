@@ -20,8 +20,8 @@ use refseg_data::{
 use refseg_train::{
     TrainError,
     parameters::{Noise, Parameters},
-    run::{Event, Run, Task},
-    tuning::{Start, Tuning, Workers, recipe::Recipe, sampler::Sampler},
+    run::{Event, Run, Task, Workers},
+    tuning::{Start, Tuning, recipe::Recipe, sampler::Sampler},
 };
 use serde_json::Value;
 

@@ -13,7 +13,7 @@ use std::sync::{
 use anyhow::{Context, Result, bail};
 use refseg_data::metrics::Scores;
 use refseg_train::{
-    recipes::Subject,
+    recipes::{ByRecipe, Subject},
     run::{MODEL, Run, Task},
     scratch::{Recipe, Scratch},
 };
@@ -21,7 +21,6 @@ use serde::Serialize;
 
 use crate::{cli::TrainArgs, console::Console};
 use monitor::Monitor;
-use tuning::Outline;
 
 pub(crate) fn run(args: &TrainArgs, console: &Console) -> Result<()> {
     match &args.tuning.recipe {
@@ -29,50 +28,24 @@ pub(crate) fn run(args: &TrainArgs, console: &Console) -> Result<()> {
         Some(name) => {
             let book = tuning::book(name, args)?;
             match book.subject() {
-                Subject::Masks => {
-                    let run = tuning::open(book, args, console)?;
-                    if !args.tuning.dry_run {
-                        return drive(run, args, console);
-                    }
-                    let (task, recipe) = (run.task(), run.task().recipe());
-                    let outline = Outline {
-                        recipe: &recipe.description,
-                        pictures: recipe.pictures,
-                        available: task.sampler().pictures(),
-                        frozen: task.frozen_parameters(run.parameters()),
-                    };
-                    tuning::show_plan(&run, outline, args, console)
-                }
+                Subject::Masks => by_recipe(tuning::open(book, args, console)?, args, console),
                 Subject::Answers => {
-                    let run = tuning::open_conversing(book, args, console)?;
-                    if !args.tuning.dry_run {
-                        return drive(run, args, console);
-                    }
-                    let (task, recipe) = (run.task(), run.task().recipe());
-                    let outline = Outline {
-                        recipe: &recipe.description,
-                        pictures: recipe.pictures,
-                        available: task.lessons().pictures(),
-                        frozen: task.frozen_parameters(run.parameters()),
-                    };
-                    tuning::show_plan(&run, outline, args, console)
+                    by_recipe(tuning::open_conversing(book, args, console)?, args, console)
                 }
                 Subject::Outlines => {
-                    let run = tuning::open_outlining(book, args, console)?;
-                    if !args.tuning.dry_run {
-                        return drive(run, args, console);
-                    }
-                    let (task, recipe) = (run.task(), run.task().recipe());
-                    let outline = Outline {
-                        recipe: &recipe.description,
-                        pictures: recipe.pictures,
-                        available: task.drawings().pictures(),
-                        frozen: task.frozen_parameters(run.parameters()),
-                    };
-                    tuning::show_plan(&run, outline, args, console)
+                    by_recipe(tuning::open_outlining(book, args, console)?, args, console)
                 }
             }
         }
+    }
+}
+
+/// Trains, or says what that would be.
+fn by_recipe<T: ByRecipe>(run: Run<T>, args: &TrainArgs, console: &Console) -> Result<()> {
+    if args.tuning.dry_run {
+        tuning::show_plan(&run, args, console)
+    } else {
+        drive(run, args, console)
     }
 }
 

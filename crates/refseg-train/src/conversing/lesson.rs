@@ -5,7 +5,6 @@ use std::ops::Range;
 use refseg::{
     Image,
     chat::{Backbone, WrittenTalk},
-    image::{Chroma, DecodeOptions},
     random::SplitMix64,
     sam::{SamPredictor, SamScene},
     sam4mllm::Method,
@@ -15,7 +14,10 @@ use refseg_data::conversations::{
 };
 
 use super::recipe::{Order, Recipe};
-use crate::TrainError;
+use crate::{
+    TrainError,
+    draws::{self, MOST_DRAWS, choose, take, worn},
+};
 
 /// A picture and conversations about it, each of which sees the picture and itself alone.
 #[derive(Debug, Clone)]
@@ -31,9 +33,6 @@ pub struct Lessons {
     sets: Vec<(f64, Box<dyn DescribedPictures + Send>)>,
     judge: Option<SamPredictor>,
 }
-
-/// Draws of pictures that nothing can be asked about, before the data is given up.
-const MOST_DRAWS: usize = 1000;
 
 impl Lessons {
     /// Draws pictures from `sets` by their weights; `judge` chooses among PPG's groups of points.
@@ -59,8 +58,7 @@ impl Lessons {
         backbone: &Backbone,
         number: u64,
     ) -> Result<Lesson, TrainError> {
-        let mut random = SplitMix64::named("lesson", recipe.seed);
-        let mut random = SplitMix64::new(random.next_u64() ^ number.wrapping_mul(0x9E37_79B9));
+        let mut random = draws::random("lesson", recipe.seed, number);
         for _ in 0..MOST_DRAWS {
             let set = choose(&self.sets, &mut random);
             let (_, image, described) = set.described_picture(random.below(set.count()))?;
@@ -146,44 +144,6 @@ fn written(backbone: &Backbone, turns: &[Turn]) -> Result<WrittenTalk, TrainErro
     Ok(backbone.write(&turns)?)
 }
 
-/// A set, by weight.
-pub(crate) fn choose<'a, T: ?Sized>(sets: &'a [(f64, Box<T>)], random: &mut SplitMix64) -> &'a T {
-    let total: f64 = sets.iter().map(|(weight, _)| weight).sum();
-    let mut left = random.uniform() * total;
-    for (weight, set) in sets {
-        left -= weight;
-        if left < 0.0 {
-            return set;
-        }
-    }
-    // Rounding can leave a hair behind the last.
-    &sets[sets.len() - 1].1
-}
-
-/// Keeps `count` things, drawn at random.
-pub(crate) fn take<T>(things: &mut Vec<T>, count: usize, random: &mut SplitMix64) {
-    for i in 0..count.min(things.len()) {
-        let other = i + random.below(things.len() - i);
-        things.swap(i, other);
-    }
-    things.truncate(count);
-}
-
-/// The picture as a file of one of these qualities would have it.
-pub(crate) fn worn(
-    image: Image,
-    qualities: Option<[u8; 2]>,
-    random: &mut SplitMix64,
-) -> Result<Image, TrainError> {
-    let Some([low, high]) = qualities else {
-        return Ok(image);
-    };
-    let quality = low + random.below(usize::from(high - low) + 1) as u8;
-    let jpeg = image.to_jpeg(quality, Chroma::Half)?;
-    let name = "a picture of the training data";
-    Ok(Image::decode(&jpeg, name, &DecodeOptions::default())?)
-}
-
 fn squashed(image: Image, side: Option<u32>) -> Image {
     match side {
         None => image,
@@ -228,17 +188,5 @@ mod tests {
         let packed: Vec<Vec<usize>> = packs(&numbered).iter().map(numbers).collect();
         assert_eq!(packed, [vec![1, 0], vec![2, 4], vec![3, 5]]);
         assert!(packs(&[]).is_empty());
-    }
-
-    #[test]
-    fn taking_keeps_each_thing_at_most_once() {
-        let mut random = SplitMix64::new(3);
-        let mut things: Vec<usize> = (0..10).collect();
-        take(&mut things, 4, &mut random);
-        things.sort_unstable();
-        things.dedup();
-        assert_eq!(things.len(), 4);
-        take(&mut things, 9, &mut random);
-        assert_eq!(things.len(), 4);
     }
 }

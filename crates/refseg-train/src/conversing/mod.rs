@@ -6,6 +6,7 @@
 //! drawn at random, where the reference goes through all conversations in turn, and its
 //! one-cycle schedule moves beta1 too.
 
+pub mod auxiliary;
 pub mod beginner;
 pub mod lesson;
 pub mod pass;
@@ -37,11 +38,13 @@ use serde_json::{Value, json};
 use crate::{
     TrainError,
     parameters::{Leaves, Noise, Over, Parameter, Parameters, Values},
-    run::{Measured, Plan, Run, Sample, Task},
-    tuning::{Workers, base::Base, first_not_finite, kaiming},
+    recipes::{ByRecipe, Outline},
+    run::{Measured, Run, SAMPLES, Sample, Task, Workers, judge_on},
+    tuning::{base::Base, kaiming},
 };
+use auxiliary::Auxiliary;
 use lesson::{Lesson, Lessons};
-use pass::Blur;
+use pass::{Blur, Costs};
 use recipe::{Lora, Recipe};
 
 /// A language model that is being taught.
@@ -61,8 +64,6 @@ pub struct Conversing {
 
 /// Tokens of an answer while the model is judged: a dozen boxes.
 const ANSWER_TOKENS: usize = 128;
-/// How many pictures are shown after each evaluation.
-const SAMPLES: usize = 12;
 
 impl Conversing {
     /// Begins a run in `folder` from the model in `start`, or goes on with the one that lies there.
@@ -84,8 +85,18 @@ impl Conversing {
         let base = Base::new(weights, backbone.sizes().vocabulary, recipe.seed, &device);
         let parts = Blueprint::of(|source| backbone.network(source))?;
         let blur = Blur::new(&backbone, recipe.loss.blur)?;
-        let parameters = parameters(&recipe, &parts, &base)?;
-        let plan = plan(&recipe, workers);
+        let mut parameters = parameters(&recipe, &parts, &base)?;
+        if recipe.loss.helpers > 0.0 {
+            if backbone.grid().is_none() {
+                return Err(TrainError::NoGrid {
+                    model: backbone.name().to_owned(),
+                });
+            }
+            let width = backbone.sizes().width;
+            let helpers = Blueprint::of(|source| Auxiliary::load(source, width))?;
+            parameters.extend(Parameters::initialise(&helpers, recipe.seed));
+        }
+        let plan = recipe.outline().plan(workers);
         let task = Self {
             recipe,
             start: start.to_owned(),
@@ -105,21 +116,9 @@ impl Conversing {
         &self.recipe
     }
 
-    /// What is learned from.
-    pub fn lessons(&self) -> &Lessons {
-        &self.lessons
-    }
-
     /// The model's sizes, its tokenizer, and how it is talked with.
     pub fn backbone(&self) -> &Backbone {
         &self.backbone
-    }
-
-    /// How many parameters of the network are not trained.
-    pub fn frozen_parameters(&self, parameters: &Parameters) -> u64 {
-        let is_trained = |key: &str| parameters.get(key).is_some_and(Parameter::is_trained);
-        let frozen = self.parts.iter().filter(|part| !is_trained(&part.key));
-        frozen.map(|part| part.len() as u64).sum()
     }
 
     /// The model as it is now, to be talked with.
@@ -145,14 +144,12 @@ impl Conversing {
         if let Some(noise) = noise {
             tracked = tracked.with_noise(noise);
         }
-        let mean_of = self.recipe.loss.mean_of;
-        pass::measure(
-            tracked,
-            &self.backbone,
-            lessons,
-            mean_of,
-            self.blur.as_ref(),
-        )
+        let costs = Costs {
+            mean_of: self.recipe.loss.mean_of,
+            blur: self.blur.as_ref(),
+            helpers: self.recipe.loss.helpers,
+        };
+        pass::measure(tracked, &self.backbone, lessons, costs)
     }
 
     fn over(&self) -> Over<'_> {
@@ -254,6 +251,20 @@ impl std::fmt::Debug for Conversing {
     }
 }
 
+impl ByRecipe for Conversing {
+    fn outline(&self) -> Outline<'_> {
+        self.recipe.outline()
+    }
+
+    fn available(&self) -> usize {
+        self.lessons.pictures()
+    }
+
+    fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+}
+
 impl Task for Conversing {
     type Batch = Vec<Lesson>;
 
@@ -274,20 +285,12 @@ impl Task for Conversing {
         pass: usize,
     ) -> Result<Measured, TrainError> {
         let mut random = SplitMix64::named("pass", self.recipe.seed);
-        let number = step * self.recipe.passes() as u64 + pass as u64;
+        let number = step * self.recipe.outline().passes() as u64 + pass as u64;
         let noise = Noise {
             seed: random.next_u64() ^ number,
             decoder: false,
         };
         self.measure_on(parameters, &batch, Some(noise))
-            .map_err(|error| match error {
-                TrainError::LossNotFinite { loss } => TrainError::Diverged {
-                    step,
-                    tensor: first_not_finite(parameters)
-                        .unwrap_or_else(|| format!("the loss `{loss}`")),
-                },
-                error => error,
-            })
     }
 
     /// How well boxes agree: both the answered and the true ones count as filled rectangles.
@@ -312,11 +315,7 @@ impl Task for Conversing {
             }
             Ok(tally)
         };
-        let tally = match pools.first() {
-            Some(pool) => pool.install(judge)?,
-            None => judge()?,
-        };
-        Ok(Some(tally))
+        judge_on(pools, judge).map(Some)
     }
 
     fn samples(&self, parameters: &Parameters) -> Result<Vec<Sample>, TrainError> {
@@ -376,21 +375,6 @@ impl Lora {
     fn changes(&self, key: &str, shape: &[usize]) -> bool {
         let names = |names: &[String]| names.iter().any(|name| key.contains(name.as_str()));
         shape.len() == 2 && key.ends_with(".weight") && names(&self.of) && !names(&self.but)
-    }
-}
-
-fn plan(recipe: &Recipe, workers: Workers) -> Plan {
-    Plan {
-        steps: recipe.steps,
-        passes: recipe.passes(),
-        workers: workers.count.min(recipe.passes()),
-        threads: workers.threads,
-        loaders: workers.loaders,
-        every: recipe.watch.every,
-        optimiser: recipe.optimiser.build(),
-        schedule: recipe
-            .schedule
-            .over(recipe.steps, recipe.optimiser.learning_rate),
     }
 }
 

@@ -12,6 +12,7 @@ use refseg::{
 };
 
 use super::{
+    auxiliary::{Aim, Auxiliary},
     lesson::{Lesson, packs, supervised},
     recipe::MeanOf,
 };
@@ -23,23 +24,36 @@ use crate::{
     tensors::{indices, scalar, values},
 };
 
+/// What a mistake costs.
+#[derive(Debug, Clone, Copy)]
+pub struct Costs<'a> {
+    /// What is averaged first.
+    pub mean_of: MeanOf,
+    /// Numbers whose neighbours are right in part.
+    pub blur: Option<&'a Blur>,
+    /// What the losses of the helper heads count beside that of the text; 0 if there are none.
+    pub helpers: f64,
+}
+
 /// Loss and gradients of a pass.
 ///
 /// # Errors
-/// If a tensor is missing, the loss is not finite, or nothing is taught.
+/// If a tensor is missing, a loss is not finite, or nothing is taught.
 pub fn measure(
     tracked: Leaves<'_>,
     backbone: &Backbone,
     lessons: &[Lesson],
-    mean_of: MeanOf,
-    blur: Option<&Blur>,
+    costs: Costs<'_>,
 ) -> Result<Measured, TrainError> {
     let Said {
+        states,
         logits,
         labels,
         weights,
+        aims,
+        pictures,
         tokens,
-    } = said(&tracked, backbone, lessons, mean_of)?;
+    } = said(&tracked, backbone, lessons, costs.mean_of)?;
     let device = logits.device();
     let right = logits.clone().argmax(1).reshape([-1]).float();
     let right = values(right).into_iter().zip(&labels);
@@ -49,17 +63,30 @@ pub fn measure(
     let share = right as f32 / labels.len() as f32;
     let count = weights.len();
     let weights = Tensor::from_data(TensorData::new(weights, [count]), &device);
-    let text = match blur {
+    let text = match costs.blur {
         None => cross_entropy(logits, indices(labels, &device), weights),
         Some(blur) => blur.cross_entropy(logits, &labels, weights),
     };
     let mut losses = Losses::default();
     losses.push("text", scalar(&text), 1.0);
-    losses.note("right", share);
-    if !losses.total.is_finite() {
-        return Err(TrainError::LossNotFinite { loss: "text" });
+    let mut total = text;
+    let pictures = pictures.filter(|_| costs.helpers > 0.0 && !aims.is_empty());
+    if let Some([seen, read]) = pictures {
+        let [_, width] = states.dims();
+        let auxiliary = Auxiliary::load(&tracked, width)?;
+        let begin = indices(aims.iter().map(|(state, ..)| *state as i64), &device);
+        let aims: Vec<(usize, &Aim)> = aims.iter().map(|(_, at, aim)| (*at, aim)).collect();
+        let of_helpers = auxiliary.losses(states.select(0, begin), &aims, seen, read);
+        for (name, loss) in ["matching", "place"].into_iter().zip(of_helpers) {
+            losses.push(name, scalar(&loss), costs.helpers as f32);
+            total = total + loss * costs.helpers;
+        }
     }
-    tracked.differentiate(&text, &[]);
+    losses.note("right", share);
+    if let Some(&(loss, _)) = losses.parts.iter().find(|(_, value)| !value.is_finite()) {
+        return Err(TrainError::LossNotFinite { loss });
+    }
+    tracked.differentiate(&total, &[]);
     Ok(Measured {
         losses,
         gradients: tracked.into_gradients(),
@@ -152,12 +179,20 @@ impl Blur {
 
 /// What the network says where it is taught to speak.
 struct Said {
+    /// `(n, D)`, behind the last norm.
+    states: Tensor<2>,
     /// `(n, V)`.
     logits: Tensor<2>,
     /// `n` tokens that it should say.
     labels: Vec<i64>,
     /// What each counts.
     weights: Vec<f32>,
+    /// Answers that point at something: the state from which each begins, its picture, and what it
+    /// points at.
+    aims: Vec<(usize, usize, Aim)>,
+    /// `(B, M, D)`: pictures as they enter the language model, and as it leaves them; `None` where
+    /// they have not equally many tokens.
+    pictures: Option<[Tensor<3>; 2]>,
     /// Tokens read, filling included.
     tokens: u64,
 }
@@ -171,7 +206,9 @@ fn said(
     let network = backbone.network(leaves)?;
     let language = &network.language;
     let opening = language.embed(&backbone.opening()?);
+    let begin = opening.dims()[1];
     let (mut states, mut labels, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut aims, mut pictures) = (Vec::new(), None);
     let mut tokens = 0;
     let images: Vec<&Image> = lessons.iter().map(|lesson| &lesson.image).collect();
     let seen = network.pictures(&images);
@@ -181,10 +218,15 @@ fn said(
             Tensor::cat(parts, 1)
         });
         let x = Tensor::cat(x.collect(), 0);
-        let ([pictures, start, width], device) = (x.dims(), x.device());
+        let ([rows, start, width], device) = (x.dims(), x.device());
         let positions: Vec<usize> = (0..start).collect();
-        let (_, read) = language.forward(x, &positions, &causal_mask(start, &device), None);
-        tokens += (pictures * start) as u64;
+        let mask = causal_mask(start, &device);
+        let (left, read) = language.forward(x.clone(), &positions, &mask, None);
+        if rows == lessons.len() {
+            let of_picture = |x: Tensor<3>| x.narrow(1, begin, start - begin);
+            pictures = Some([x, left].map(of_picture));
+        }
+        tokens += (rows * start) as u64;
         let talks = group.iter().enumerate();
         let talks: Vec<(usize, &WrittenTalk)> = talks
             .flat_map(|(row, &i)| lessons[i].talks.iter().map(move |talk| (row, talk)))
@@ -199,7 +241,13 @@ fn said(
             let rows: Vec<usize> = pack.iter().map(|(row, _)| *row).collect();
             let (hidden, _) = language.forward(x, &positions, &mask, Some(&read.rows(&rows)));
             let mut before = Vec::new();
-            for (row, (_, talk)) in pack.iter().enumerate() {
+            for (row, (picture, talk)) in pack.iter().enumerate() {
+                let mut state = labels.len();
+                for answer in &talk.answers {
+                    let text = backbone.tokenizer().decode(&talk.ids[answer.clone()])?;
+                    aims.extend(Aim::of(&text).map(|aim| (state, group[*picture], aim)));
+                    state += answer.len();
+                }
                 let weight = match mean_of {
                     MeanOf::Tokens => 1.0,
                     MeanOf::Conversations => 1.0 / supervised(talk).count().max(1) as f32,
@@ -218,10 +266,14 @@ fn said(
     if labels.is_empty() {
         return Err(TrainError::NothingToLearn);
     }
+    let states = Tensor::cat(states, 0);
     Ok(Said {
-        logits: language.logits(Tensor::cat(states, 0)),
+        logits: language.logits(states.clone()),
+        states,
         labels,
         weights,
+        aims,
+        pictures,
         tokens,
     })
 }

@@ -7,7 +7,7 @@ use refseg::sam4mllm::{AnswerCount, Method, ProbePattern};
 use refseg_data::conversations::{self, Spread};
 use serde::{Deserialize, Serialize};
 
-use crate::recipes::{Book, check, check_passes, check_quality, check_sets, is_positive, is_share};
+use crate::recipes::{Book, Outline, check, check_quality, check_sets, is_positive, is_share};
 pub use crate::recipes::{Optimiser, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a language model is taught.
@@ -150,6 +150,10 @@ pub struct Loss {
     /// right in part. 0, as published, knows no neighbours.
     #[serde(default)]
     pub blur: f64,
+    /// What helper heads count, which ask the model where its answer lies before it says it. 0, as
+    /// published, has none.
+    #[serde(default)]
+    pub helpers: f64,
 }
 
 /// What is averaged first.
@@ -174,9 +178,17 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Forward passes of a step.
-    pub fn passes(&self) -> usize {
-        self.pictures / self.pictures_a_pass
+    /// What it has in common with every recipe.
+    pub fn outline(&self) -> Outline<'_> {
+        Outline {
+            description: &self.description,
+            steps: self.steps,
+            pictures: self.pictures,
+            pictures_a_pass: self.pictures_a_pass,
+            optimiser: &self.optimiser,
+            schedule: &self.schedule,
+            watch: &self.watch,
+        }
     }
 
     /// What a conversation by one of the methods is made by.
@@ -208,7 +220,7 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<(), RecipeError> {
-        check_passes(self.pictures, self.pictures_a_pass)?;
+        self.outline().check()?;
         check_sets(&self.data.sets)?;
         check_quality(self.data.jpeg_quality)?;
         let squash = self.data.squash.unwrap_or(1);
@@ -245,9 +257,14 @@ impl Recipe {
             (0.0..=100.0).contains(&blur),
             "0 to 100",
         )?;
-        self.optimiser.check()?;
-        self.schedule.check()?;
-        self.watch.check()
+        let helpers = self.loss.helpers;
+        check(
+            "loss.helpers",
+            &helpers,
+            (0.0..=100.0).contains(&helpers),
+            "0 to 100",
+        )?;
+        Ok(())
     }
 }
 

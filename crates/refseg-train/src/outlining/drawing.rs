@@ -11,7 +11,7 @@ use refseg_data::conversations::{Described, DescribedPictures, Object};
 use super::recipe::{Prompts, Recipe};
 use crate::{
     TrainError,
-    conversing::lesson::{choose, take, worn},
+    draws::{self, MOST_DRAWS, choose, take, worn},
 };
 
 /// A picture with prompts about it, all of them with equally many tokens.
@@ -31,9 +31,6 @@ pub struct Drawing {
 pub struct Drawings {
     sets: Vec<(f64, Box<dyn DescribedPictures + Send>)>,
 }
-
-/// Draws of pictures without an object, before the data is given up.
-const MOST_DRAWS: usize = 1000;
 
 impl Drawings {
     /// Draws pictures from `sets` by their weights.
@@ -56,8 +53,7 @@ impl Drawings {
         config: &Config,
         number: u64,
     ) -> Result<Drawing, TrainError> {
-        let mut random = SplitMix64::named("drawing", recipe.seed);
-        let mut random = SplitMix64::new(random.next_u64() ^ number.wrapping_mul(0x9E37_79B9));
+        let mut random = draws::random("drawing", recipe.seed, number);
         for _ in 0..MOST_DRAWS {
             let set = choose(&self.sets, &mut random);
             let (_, image, described) = set.described_picture(random.below(set.count()))?;

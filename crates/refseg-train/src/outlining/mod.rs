@@ -31,8 +31,9 @@ use crate::{
     TrainError,
     conversing::beginner::copy_description,
     parameters::{Leaves, Over, Parameter, Parameters, Values, is_buffer},
-    run::{Measured, Plan, Run, Sample, Task},
-    tuning::{Workers, base::Base, first_not_finite},
+    recipes::{ByRecipe, Outline},
+    run::{Measured, Run, SAMPLES, Sample, Task, Workers, judge_on},
+    tuning::base::Base,
 };
 use drawing::{Drawing, Drawings};
 use recipe::Recipe;
@@ -51,8 +52,6 @@ pub struct Outlining {
     device: Device,
 }
 
-/// How many pictures are shown after each evaluation.
-const SAMPLES: usize = 12;
 /// What no published training changes: the random waves that places are written in.
 const FIXED: &str = "positional_encoding_gaussian_matrix";
 
@@ -75,18 +74,7 @@ impl Outlining {
         let base = Base::new(weights, 0, recipe.seed, &device);
         let parts = Blueprint::of(|source| Sam::load(&Tensors::root(source), &config))?;
         let parameters = parameters(&recipe, &parts, &base)?;
-        let plan = Plan {
-            steps: recipe.steps,
-            passes: recipe.passes(),
-            workers: workers.count.min(recipe.passes()),
-            threads: workers.threads,
-            loaders: workers.loaders,
-            every: recipe.watch.every,
-            optimiser: recipe.optimiser.build(),
-            schedule: recipe
-                .schedule
-                .over(recipe.steps, recipe.optimiser.learning_rate),
-        };
+        let plan = recipe.outline().plan(workers);
         let task = Self {
             recipe,
             start: start.to_owned(),
@@ -103,18 +91,6 @@ impl Outlining {
     /// The recipe.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
-    }
-
-    /// What is learned from.
-    pub fn drawings(&self) -> &Drawings {
-        &self.drawings
-    }
-
-    /// How many parameters of the network are not trained.
-    pub fn frozen_parameters(&self, parameters: &Parameters) -> u64 {
-        let is_trained = |key: &str| parameters.get(key).is_some_and(Parameter::is_trained);
-        let frozen = self.parts.iter().filter(|part| !is_trained(&part.key));
-        frozen.map(|part| part.len() as u64).sum()
     }
 
     /// The model as it is now, to be prompted.
@@ -159,6 +135,20 @@ impl std::fmt::Debug for Outlining {
     }
 }
 
+impl ByRecipe for Outlining {
+    fn outline(&self) -> Outline<'_> {
+        self.recipe.outline()
+    }
+
+    fn available(&self) -> usize {
+        self.drawings.pictures()
+    }
+
+    fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+}
+
 impl Task for Outlining {
     type Batch = Vec<Drawing>;
 
@@ -175,18 +165,10 @@ impl Task for Outlining {
         &self,
         parameters: &Parameters,
         batch: Vec<Drawing>,
-        step: u64,
+        _: u64,
         _: usize,
     ) -> Result<Measured, TrainError> {
         self.measure_on(parameters, &batch)
-            .map_err(|error| match error {
-                TrainError::LossNotFinite { loss } => TrainError::Diverged {
-                    step,
-                    tensor: first_not_finite(parameters)
-                        .unwrap_or_else(|| format!("the loss `{loss}`")),
-                },
-                error => error,
-            })
     }
 
     /// The mask that the model itself thinks best, from the box of each object.
@@ -214,11 +196,7 @@ impl Task for Outlining {
             }
             Ok(tally)
         };
-        let tally = match pools.first() {
-            Some(pool) => pool.install(judge)?,
-            None => judge()?,
-        };
-        Ok(Some(tally))
+        judge_on(pools, judge).map(Some)
     }
 
     fn samples(&self, parameters: &Parameters) -> Result<Vec<Sample>, TrainError> {

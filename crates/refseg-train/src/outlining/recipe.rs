@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::recipes::{Book, check, check_passes, check_quality, check_sets};
+use crate::recipes::{Book, Outline, check, check_quality, check_sets};
 pub use crate::recipes::{Optimiser, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a Segment Anything model is trained.
@@ -116,13 +116,21 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Forward passes of a step.
-    pub fn passes(&self) -> usize {
-        self.pictures / self.pictures_a_pass
+    /// What it has in common with every recipe.
+    pub fn outline(&self) -> Outline<'_> {
+        Outline {
+            description: &self.description,
+            steps: self.steps,
+            pictures: self.pictures,
+            pictures_a_pass: self.pictures_a_pass,
+            optimiser: &self.optimiser,
+            schedule: &self.schedule,
+            watch: &self.watch,
+        }
     }
 
     fn check(&self) -> Result<(), RecipeError> {
-        check_passes(self.pictures, self.pictures_a_pass)?;
+        self.outline().check()?;
         check_sets(&self.data.sets)?;
         check_quality(self.data.jpeg_quality)?;
         let Prompts {
@@ -151,9 +159,7 @@ impl Recipe {
         let is_share = |x: f64| (0.0..=1.0).contains(&x);
         check("prompts.jitter", &jitter, is_share(jitter), "0 to 1")?;
         check("prompts.several", &several, is_share(several), "0 to 1")?;
-        self.optimiser.check()?;
-        self.schedule.check()?;
-        self.watch.check()
+        Ok(())
     }
 }
 

@@ -15,7 +15,6 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use refseg::{
-    image::{Chroma, DecodeOptions, Image},
     internvl::Config,
     mllmseg::Mllmseg,
     nn::{Blueprint, Part},
@@ -32,8 +31,10 @@ use serde_json::{Value, json};
 
 use crate::{
     TrainError,
+    draws::worn,
     parameters::{Leaves, Noise, Over, Parameter, Parameters, Values, is_buffer},
-    run::{MODEL, Measured, Plan, Run, Sample, Task, samples},
+    recipes::{ByRecipe, Outline},
+    run::{MODEL, Measured, Run, Sample, Task, Workers, judge_on, samples},
 };
 use base::Base;
 use pass::{Question, Setting};
@@ -57,17 +58,6 @@ pub struct Tuning {
     sampler: Sampler,
     held_out: Option<Box<dyn Examples + Send>>,
     device: Device,
-}
-
-/// What a run computes on, whatever it learns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Workers {
-    /// Passes at once.
-    pub count: usize,
-    /// Threads of each.
-    pub threads: usize,
-    /// Threads that read pictures ahead.
-    pub loaders: usize,
 }
 
 /// Prefix of the mask decoder's keys.
@@ -126,7 +116,7 @@ impl Tuning {
         let first_row = first_marker(&prompts)?;
         let parts = Blueprint::of(|source| Mllmseg::load(source, &config))?;
         let parameters = parameters(&recipe, &parts, &base, first_row)?;
-        let plan = plan(&recipe, workers);
+        let plan = recipe.outline().plan(workers);
         let task = Self {
             prefix: prompts.prefix()?,
             recipe,
@@ -152,11 +142,6 @@ impl Tuning {
     /// Sizes of the network.
     pub fn config(&self) -> &Config {
         &self.config
-    }
-
-    /// What is learned from.
-    pub fn sampler(&self) -> &Sampler {
-        &self.sampler
     }
 
     /// Whether the network has a tensor of this key.
@@ -193,18 +178,7 @@ impl Tuning {
             asked,
             mut random,
         } = drawn;
-        let image = match self.recipe.data.jpeg_quality {
-            None => image,
-            Some([low, high]) => {
-                let quality = low + random.below(usize::from(high - low) + 1) as u8;
-                let jpeg = image.to_jpeg(quality, Chroma::Half)?;
-                Image::decode(
-                    &jpeg,
-                    "a picture of the training data",
-                    &DecodeOptions::default(),
-                )?
-            }
-        };
+        let image = worn(image, self.recipe.data.jpeg_quality, &mut random)?;
         let side = self.config.image_size as u32;
         let wording = match self.recipe.prompt.wording {
             WordingChoice::Evaluation => Wording::Evaluation,
@@ -259,13 +233,6 @@ impl Tuning {
         }
         pass::measure(tracked, &untracked, parameters, &setting, questions)
     }
-
-    /// How many parameters of the network are not trained.
-    pub fn frozen_parameters(&self, parameters: &Parameters) -> u64 {
-        let is_trained = |key: &str| parameters.get(key).is_some_and(Parameter::is_trained);
-        let frozen = self.parts.iter().filter(|part| !is_trained(&part.key));
-        frozen.map(|part| part.len() as u64).sum()
-    }
 }
 
 impl std::fmt::Debug for Tuning {
@@ -274,6 +241,20 @@ impl std::fmt::Debug for Tuning {
             .field("start", &self.start)
             .field("recipe", &self.recipe.description)
             .finish_non_exhaustive()
+    }
+}
+
+impl ByRecipe for Tuning {
+    fn outline(&self) -> Outline<'_> {
+        self.recipe.outline()
+    }
+
+    fn available(&self) -> usize {
+        self.sampler.pictures()
+    }
+
+    fn parts(&self) -> &[Part] {
+        &self.parts
     }
 }
 
@@ -295,20 +276,12 @@ impl Task for Tuning {
         pass: usize,
     ) -> Result<Measured, TrainError> {
         let mut random = SplitMix64::named("pass", self.recipe.seed);
-        let number = step * self.recipe.passes() as u64 + pass as u64;
+        let number = step * self.recipe.outline().passes() as u64 + pass as u64;
         let noise = Noise {
             seed: random.next_u64() ^ number,
             decoder: self.recipe.train.decoder_dropout,
         };
         self.measure_on(parameters, &batch, Some(noise))
-            .map_err(|error| match error {
-                TrainError::LossNotFinite { loss } => TrainError::Diverged {
-                    step,
-                    tensor: first_not_finite(parameters)
-                        .unwrap_or_else(|| format!("the loss `{loss}`")),
-                },
-                error => error,
-            })
     }
 
     fn judge(
@@ -328,7 +301,7 @@ impl Task for Tuning {
             Protocol::Single
         };
         let mut tally = Tally::default();
-        let mut judge = || {
+        let judge = || {
             predict::<TrainError>(&predictor, &**examples, &pictures, protocol, |answers| {
                 for answer in answers {
                     tally.add("all", &answer.outcome(None));
@@ -336,10 +309,7 @@ impl Task for Tuning {
                 Ok(())
             })
         };
-        match pools.first() {
-            Some(pool) if pools.len() == 1 => pool.install(judge)?,
-            _ => judge()?,
-        }
+        judge_on(pools, judge)?;
         Ok(Some(tally))
     }
 
@@ -369,14 +339,6 @@ impl Lora {
     }
 }
 
-/// The first parameter that is not finite, in the order of their keys.
-pub(crate) fn first_not_finite(parameters: &Parameters) -> Option<String> {
-    let bad = |parameter: &Parameter| parameter.values.iter().any(|value| !value.is_finite());
-    let mut all = parameters.iter();
-    let (key, _) = all.find(|(_, parameter)| bad(parameter))?;
-    Some(format!("the parameter `{key}`"))
-}
-
 /// The first of the two markers' ids, which must stand side by side.
 fn first_marker(prompts: &PromptBuilder) -> Result<usize, TrainError> {
     let tokens = prompts.tokens();
@@ -387,21 +349,6 @@ fn first_marker(prompts: &PromptBuilder) -> Result<usize, TrainError> {
         });
     }
     Ok(tokens.seg.min(tokens.rej) as usize)
-}
-
-fn plan(recipe: &Recipe, workers: Workers) -> Plan {
-    Plan {
-        steps: recipe.steps,
-        passes: recipe.passes(),
-        workers: workers.count.min(recipe.passes()),
-        threads: workers.threads,
-        loaders: workers.loaders,
-        every: recipe.watch.every,
-        optimiser: recipe.optimiser.build(),
-        schedule: recipe
-            .schedule
-            .over(recipe.steps, recipe.optimiser.learning_rate),
-    }
 }
 
 /// Everything that the recipe trains, and the decoder's running statistics, with the values that

@@ -7,7 +7,7 @@
 use refseg::internvl::Fusion;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::recipes::{Book, check, check_passes, check_quality, check_sets, is_positive, is_share};
+use crate::recipes::{Book, Outline, check, check_quality, check_sets, is_positive, is_share};
 pub use crate::recipes::{Optimiser, OptimiserName, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a model is fine-tuned on pictures with phrases.
@@ -178,13 +178,21 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Forward passes of a step.
-    pub fn passes(&self) -> usize {
-        self.pictures / self.pictures_a_pass
+    /// What it has in common with every recipe.
+    pub fn outline(&self) -> Outline<'_> {
+        Outline {
+            description: &self.description,
+            steps: self.steps,
+            pictures: self.pictures,
+            pictures_a_pass: self.pictures_a_pass,
+            optimiser: &self.optimiser,
+            schedule: &self.schedule,
+            watch: &self.watch,
+        }
     }
 
     fn check(&self) -> Result<(), RecipeError> {
-        check_passes(self.pictures, self.pictures_a_pass)?;
+        self.outline().check()?;
         check_sets(&self.data.sets)?;
         let sentences = self.data.sentences;
         check("data.sentences", &sentences, sentences > 0, "one or more")?;
@@ -212,9 +220,7 @@ impl Recipe {
                 "0 to below 1",
             )?;
         }
-        self.optimiser.check()?;
-        self.schedule.check()?;
-        self.watch.check()
+        Ok(())
     }
 }
 
@@ -280,7 +286,7 @@ mod tests {
             (50_000, 32, 4)
         );
         let warm_up = |recipe: &Recipe| recipe.schedule.over(recipe.steps, 1.0).warm_up;
-        assert_eq!((warm_up(&res), res.passes()), (1500, 8));
+        assert_eq!((warm_up(&res), res.outline().passes()), (1500, 8));
         let gres = Recipe::load("mllmseg-gres", &[])?;
         assert_eq!((gres.steps, warm_up(&gres)), (20_000, 600));
         assert_eq!(gres.loss.mask_form, MaskForm::OfficialFocal);

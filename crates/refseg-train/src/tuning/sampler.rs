@@ -10,7 +10,10 @@ use refseg_data::{
     evaluate::{Asked, Example, Examples},
 };
 
-use crate::TrainError;
+use crate::{
+    TrainError,
+    draws::{self, MOST_DRAWS, choose, take},
+};
 
 /// Data sets to draw from.
 pub struct Sampler {
@@ -28,9 +31,6 @@ pub struct Drawn {
     /// For whatever else is random about it.
     pub random: SplitMix64,
 }
-
-/// Draws without a single target before a data set is given up.
-const MOST_DRAWS: usize = 1000;
 
 impl Sampler {
     /// Draws from `sets` by their weights, at most `sentences` of a picture.
@@ -52,15 +52,16 @@ impl Sampler {
     /// # Errors
     /// If a picture or a truth cannot be read, or no draw has a target.
     pub fn draw(&self, number: u64) -> Result<Drawn, TrainError> {
-        let mut random = SplitMix64::named("draw", self.seed);
-        let mut random = SplitMix64::new(random.next_u64() ^ number.wrapping_mul(0x9E37_79B9));
+        let mut random = draws::random("draw", self.seed, number);
         for _ in 0..MOST_DRAWS {
-            let set = self.choose_set(&mut random);
+            let set = choose(&self.sets, &mut random);
             let picture = random.below(set.pictures());
             let Example {
-                image, expressions, ..
+                image,
+                expressions: mut asked,
+                ..
             } = set.example(picture)?;
-            let asked = choose(expressions, self.sentences, &mut random);
+            take(&mut asked, self.sentences, &mut random);
             if asked.iter().any(|asked| asked.truth.mask.area() > 0) {
                 return Ok(Drawn {
                     image,
@@ -71,29 +72,6 @@ impl Sampler {
         }
         Err(TrainError::NothingToLearn)
     }
-
-    fn choose_set(&self, random: &mut SplitMix64) -> &dyn Examples {
-        let total: f64 = self.sets.iter().map(|(weight, _)| weight).sum();
-        let mut left = random.uniform() * total;
-        for (weight, set) in &self.sets {
-            left -= weight;
-            if left < 0.0 {
-                return &**set;
-            }
-        }
-        // Rounding can leave a hair behind the last.
-        &*self.sets[self.sets.len() - 1].1
-    }
-}
-
-/// Up to `count` of the items, each at most once, in the order in which they are drawn.
-fn choose<T>(mut items: Vec<T>, count: usize, random: &mut SplitMix64) -> Vec<T> {
-    for i in 0..count.min(items.len()) {
-        let other = i + random.below(items.len() - i);
-        items.swap(i, other);
-    }
-    items.truncate(count);
-    items
 }
 
 impl From<DataError> for TrainError {
@@ -144,7 +122,7 @@ mod tests {
     fn weights_decide_how_often_a_set_is_drawn_from() {
         let sampler = Sampler::new(vec![(3.0, scenes(1)), (1.0, scenes(2))], 5, 1);
         let mut random = SplitMix64::new(1);
-        let first = (0..4000).filter(|_| sampler.choose_set(&mut random).pictures() == 1);
+        let first = (0..4000).filter(|_| choose(&sampler.sets, &mut random).pictures() == 1);
         let share = first.count() as f64 / 4000.0;
         assert!((share - 0.75).abs() < 0.03, "{share}");
     }

@@ -148,6 +148,15 @@ impl Backbone {
         }
     }
 
+    /// Side of the square of tokens that a picture becomes, row by row, whatever its shape; `None`
+    /// for models to which pictures are something else.
+    pub fn grid(&self) -> Option<usize> {
+        match &self.sizes {
+            Sizes::InternVl(config) => Some(config.image_tokens().isqrt()),
+            Sizes::Llava(_) | Sizes::QwenVl(_) => None,
+        }
+    }
+
     /// The tokens in front of the picture.
     ///
     /// # Errors

@@ -16,9 +16,9 @@ use refseg_train::{
     conversing::{self, Conversing, lesson::Lessons},
     outlining::{self, Outlining, drawing::Drawings},
     parameters::Group,
-    recipes::{Book, Set},
-    run::{Run, Task},
-    tuning::{Start, Tuning, Workers, recipe::Recipe, sampler::Sampler},
+    recipes::{Book, ByRecipe, Set},
+    run::{Run, Workers},
+    tuning::{Start, Tuning, recipe::Recipe, sampler::Sampler},
 };
 use serde::Serialize;
 
@@ -245,36 +245,25 @@ fn refusal(faults: &[String]) -> anyhow::Error {
     Hint { hint, error }.into()
 }
 
-/// What only a kind of training knows of its plan.
-pub(super) struct Outline<'a> {
-    pub(super) recipe: &'a str,
-    /// Pictures a step.
-    pub(super) pictures: usize,
-    /// Pictures to learn from.
-    pub(super) available: usize,
-    /// Parameters that stay as they are.
-    pub(super) frozen: u64,
-}
-
 /// Prints what would be trained and what it costs, measured on some steps.
-pub(super) fn show_plan<T: Task>(
+pub(super) fn show_plan<T: ByRecipe>(
     run: &Run<T>,
-    outline: Outline<'_>,
     args: &TrainArgs,
     console: &Console,
 ) -> Result<()> {
     let groups = run.parameters().groups();
     let trained: u64 = groups.iter().map(|group| group.parameters).sum();
-    let frozen = outline.frozen;
+    let (task, outline) = (run.task(), run.task().outline());
+    let frozen = task.frozen_parameters(run.parameters());
     let start = Instant::now();
     let losses = run.rehearse(REHEARSED)?;
     let step_s = start.elapsed().as_secs_f64() / REHEARSED as f64;
     let plan = Plan {
         model: args.tuning.model.to_string_lossy().into_owned(),
-        recipe: outline.recipe.to_owned(),
+        recipe: outline.description.to_owned(),
         steps: run.steps(),
         pictures: outline.pictures,
-        available: outline.available,
+        available: task.available(),
         trained,
         frozen,
         groups,
