@@ -161,6 +161,28 @@ fn fused_products(steps: usize) -> f64 {
             }
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    {
+        use std::arch::aarch64::*;
+
+        const CHAINS: usize = 20;
+
+        #[target_feature(enable = "neon")]
+        fn neon(steps: usize) {
+            let mut sums = [vdupq_n_f32(black_box(1.0)); CHAINS];
+            let (a, b) = (vdupq_n_f32(black_box(0.999)), vdupq_n_f32(black_box(0.001)));
+            for _ in 0..steps {
+                sums = sums.map(|sum| vfmaq_f32(sum, a, b));
+            }
+            black_box(sums);
+        }
+
+        if InstructionSet::current() != InstructionSet::Portable {
+            // SAFETY: the current set is one that this machine has.
+            unsafe { neon(steps) };
+            return 4.0 * (2 * CHAINS * steps) as f64;
+        }
+    }
     let _ = steps;
     f64::NAN
 }

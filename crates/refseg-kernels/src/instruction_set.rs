@@ -1,11 +1,16 @@
 //! Which instructions the kernels are made of, and which of them this machine has.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
 use std::{env, fmt, str::FromStr, sync::OnceLock};
 
 use crate::Precision;
 
-/// Instructions that the kernels are written for; each set has those of the sets before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Instructions that the kernels are written for; each set has those of the sets of its architecture before it.
+///
+/// The instructions of [`InstructionSet::NeonDot`] and [`InstructionSet::NeonMatrix`] are written in assembly, one at a
+/// time: Rust 1.95 has no stable intrinsics for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum InstructionSet {
     /// Plain Rust, vectorised by the compiler for what every machine of the target has: SSE2 on x86-64, NEON on
     /// AArch64.
@@ -18,19 +23,28 @@ pub enum InstructionSet {
     Avx512Vnni,
     /// And its products of bf16 numbers.
     Avx512Bf16,
+    /// NEON, which every AArch64 has.
+    Neon,
+    /// And its dot products of 8-bit numbers, DotProd: Armv8.2 as most build it.
+    NeonDot,
+    /// And its products of small matrices of bf16 and of 8-bit numbers, BF16 and I8MM: Armv8.6.
+    NeonMatrix,
 }
 
 /// The environment variable that names the set to use.
 const VARIABLE: &str = "REFSEG_CPU";
 
 impl InstructionSet {
-    /// All of them, narrowest first.
-    pub const ALL: [Self; 5] = [
+    /// All of them, one architecture's after the other's, narrowest first.
+    pub const ALL: [Self; 8] = [
         Self::Portable,
         Self::Avx2,
         Self::Avx512,
         Self::Avx512Vnni,
         Self::Avx512Bf16,
+        Self::Neon,
+        Self::NeonDot,
+        Self::NeonMatrix,
     ];
 
     /// The set that kernels use unless they are told otherwise: the one that `REFSEG_CPU` names, else the widest one.
@@ -71,26 +85,38 @@ impl InstructionSet {
 
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let below = Self::ALL.into_iter().filter(|&set| set < self);
-            let itself = match self {
-                Self::Portable => true,
-                Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-                Self::Avx512 => {
-                    is_x86_feature_detected!("avx512f")
-                        && is_x86_feature_detected!("avx512bw")
-                        && is_x86_feature_detected!("avx512dq")
-                        && is_x86_feature_detected!("avx512vl")
-                }
-                Self::Avx512Vnni => is_x86_feature_detected!("avx512vnni"),
-                Self::Avx512Bf16 => is_x86_feature_detected!("avx512bf16"),
-            };
-            itself && below.into_iter().all(Self::is_available)
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            self == Self::Portable
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => {
+                Self::Avx512.is_available() && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => {
+                Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => Self::Neon.is_available() && is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonMatrix => {
+                Self::NeonDot.is_available()
+                    && is_aarch64_feature_detected!("bf16")
+                    && is_aarch64_feature_detected!("i8mm")
+            }
+            // Those of other architectures.
+            _ => false,
         }
     }
 
@@ -102,6 +128,9 @@ impl InstructionSet {
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Neon => "neon",
+            Self::NeonDot => "neon-dot",
+            Self::NeonMatrix => "neon-matrix",
         }
     }
 
@@ -109,8 +138,10 @@ impl InstructionSet {
     /// and moves them more.
     pub fn preferred(self) -> Precision {
         match self {
-            Self::Portable | Self::Avx2 => Precision::F32,
-            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => Precision::Bf16,
+            Self::Portable | Self::Avx2 | Self::Neon | Self::NeonDot => Precision::F32,
+            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 | Self::NeonMatrix => {
+                Precision::Bf16
+            }
         }
     }
 
@@ -119,17 +150,23 @@ impl InstructionSet {
         match (precision, self) {
             (Precision::F32, Self::Portable) => "f32 products as the compiler vectorises them",
             (Precision::F32, Self::Avx2) => "f32, AVX2 and FMA",
-            (Precision::F32, _) => "f32, AVX-512",
+            (Precision::F32, Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16) => "f32, AVX-512",
+            (Precision::F32, Self::Neon | Self::NeonDot | Self::NeonMatrix) => "f32, NEON",
             (Precision::Bf16, Self::Portable) => "widened to f32, as the compiler vectorises it",
             (Precision::Bf16, Self::Avx2) => "widened to f32, AVX2 and FMA",
             (Precision::Bf16, Self::Avx512 | Self::Avx512Vnni) => "widened to f32, AVX-512",
             (Precision::Bf16, Self::Avx512Bf16) => "pairs of bf16, AVX512-BF16",
+            (Precision::Bf16, Self::Neon | Self::NeonDot) => "widened to f32, NEON",
+            (Precision::Bf16, Self::NeonMatrix) => "matrices of bf16, NEON with BF16",
             (Precision::Int8, Self::Portable) => {
                 "widened to 16 bits, as the compiler vectorises it"
             }
             (Precision::Int8, Self::Avx2) => "widened to 16 bits, AVX2",
             (Precision::Int8, Self::Avx512) => "widened to 16 bits, AVX-512",
             (Precision::Int8, Self::Avx512Vnni | Self::Avx512Bf16) => "quads of 8 bits, VNNI",
+            (Precision::Int8, Self::Neon) => "widened to 16 bits, NEON",
+            (Precision::Int8, Self::NeonDot) => "quads of 8 bits, NEON with DotProd",
+            (Precision::Int8, Self::NeonMatrix) => "matrices of 8 bits, NEON with I8MM",
         }
     }
 
@@ -225,15 +262,16 @@ macro_rules! vectorised {
 
             debug_assert!(set.is_available());
             match set {
-                $crate::InstructionSet::Portable => plain::<{ cfg!(target_arch = "aarch64") }>($($argument),*),
                 // SAFETY: sets are chosen among those that this machine has.
                 #[cfg(target_arch = "x86_64")]
                 $crate::InstructionSet::Avx2 => unsafe { avx2($($argument),*) },
                 // SAFETY: sets are chosen among those that this machine has.
                 #[cfg(target_arch = "x86_64")]
-                _ => unsafe { avx512($($argument),*) },
-                #[cfg(not(target_arch = "x86_64"))]
-                _ => unreachable!("there is no other set"),
+                $crate::InstructionSet::Avx512
+                | $crate::InstructionSet::Avx512Vnni
+                | $crate::InstructionSet::Avx512Bf16 => unsafe { avx512($($argument),*) },
+                // All code for AArch64 has NEON and fused products.
+                _ => plain::<{ cfg!(target_arch = "aarch64") }>($($argument),*),
             }
         }
     };

@@ -69,13 +69,7 @@ impl Packed {
         set: InstructionSet,
     ) -> Self {
         assert!(set.is_available(), "this machine lacks {set}");
-        let unit = match precision {
-            Precision::F32 => Unit::Float,
-            Precision::Bf16 if set >= InstructionSet::Avx512Bf16 => Unit::Bf16Pair,
-            Precision::Bf16 => Unit::Float,
-            Precision::Int8 if set >= InstructionSet::Avx512Vnni => Unit::ByteQuad,
-            Precision::Int8 => Unit::ShortPair,
-        };
+        let unit = Unit::of(precision, set);
         Self::for_tile(weight, outputs, inputs, precision, Tile { set, unit })
     }
 
@@ -118,6 +112,11 @@ impl Packed {
             (Precision::Int8, Unit::ByteQuad) => {
                 Panels::Units(source.pack(|output, x: [f32; 4]| {
                     u32::from_le_bytes(x.map(|x| (byte(x, output) as u8) ^ 0x80))
+                }))
+            }
+            (Precision::Int8, Unit::SignedQuad) => {
+                Panels::Units(source.pack(|output, x: [f32; 4]| {
+                    u32::from_le_bytes(x.map(|x| byte(x, output) as u8))
                 }))
             }
             (Precision::Int8, _) => {
@@ -472,11 +471,14 @@ vectorised! {
                         pair(x.map(|x| i16::from(round_to_int8(x, inverse)) as u16))
                     });
                 }
-                Unit::ByteQuad => {
+                Unit::ByteQuad | Unit::SignedQuad => {
                     let (inverse, back) = int8_scales(largest_magnitude(x));
-                    // The weights are raised by 128, so the sums are larger by 128 times the sum of the row.
-                    let sum: i32 = x.iter().map(|&x| i32::from(round_to_int8(x, inverse))).sum();
-                    *scale = RowScale { scale: back, excess: sum.wrapping_mul(128) };
+                    scale.scale = back;
+                    if unit == Unit::ByteQuad {
+                        // The weights are raised by 128, so the sums are larger by 128 times the sum of the row.
+                        let sum: i32 = x.iter().map(|&x| i32::from(round_to_int8(x, inverse))).sum();
+                        scale.excess = sum.wrapping_mul(128);
+                    }
                     pack_row(x, blocks, |x: [f32; 4]| {
                         u32::from_le_bytes(x.map(|x| round_to_int8(x, inverse) as u8))
                     });
@@ -580,8 +582,10 @@ mod tests {
                 out
             };
             let shorts = product(&x, &w, Precision::Int8, Unit::ShortPair);
-            let bytes = product(&x, &w, Precision::Int8, Unit::ByteQuad);
-            assert_eq!(bytes, shorts, "{rows}×{inputs}×{outputs}");
+            for unit in [Unit::ByteQuad, Unit::SignedQuad] {
+                let bytes = product(&x, &w, Precision::Int8, unit);
+                assert_eq!(bytes, shorts, "{unit:?}, {rows}×{inputs}×{outputs}");
+            }
 
             let round = |x: &[f32]| x.iter().map(|&x| widen_bf16(round_to_bf16(x))).collect();
             let (rounded_x, rounded_w): (Vec<_>, Vec<_>) = (round(&x), round(&w));

@@ -5,11 +5,13 @@
 //! holds the units of a few rows in blocks of [`BLOCK`] steps, one row's block after the other's, so that it is packed
 //! by copying cache lines. Panels, strips and sums are all kept as `u32`, whatever their bits mean.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use crate::InstructionSet;
+use crate::{InstructionSet, Precision};
 
 /// Steps of a row that stand together in a strip: a cache line of units.
 pub(crate) const BLOCK: usize = 16;
@@ -22,22 +24,36 @@ pub(crate) const MOST_COLUMNS: usize = 64;
 pub(crate) enum Unit {
     /// An f32, summed in f32.
     Float,
-    /// Two bf16 (the earlier one in the lower half), summed in f32. With AVX512-BF16 only.
+    /// Two bf16 (the earlier one in the lower half), summed in f32. With AVX512-BF16 and the BF16 of AArch64 only.
     Bf16Pair,
     /// Two 16-bit whole numbers, summed in 32 bits.
     ShortPair,
     /// Four 8-bit whole numbers, summed in 32 bits: those of the panel raised by 128, those of the strip signed. With
     /// VNNI only.
     ByteQuad,
+    /// Four 8-bit whole numbers, all signed, summed in 32 bits. With DotProd and I8MM only.
+    SignedQuad,
 }
 
 impl Unit {
+    /// What a set multiplies with a weight of this precision.
+    pub(crate) fn of(precision: Precision, set: InstructionSet) -> Self {
+        use InstructionSet::*;
+        match (precision, set) {
+            (Precision::Bf16, Avx512Bf16 | NeonMatrix) => Self::Bf16Pair,
+            (Precision::F32 | Precision::Bf16, _) => Self::Float,
+            (Precision::Int8, Avx512Vnni | Avx512Bf16) => Self::ByteQuad,
+            (Precision::Int8, NeonDot | NeonMatrix) => Self::SignedQuad,
+            (Precision::Int8, _) => Self::ShortPair,
+        }
+    }
+
     /// Inputs that one unit covers.
     pub(crate) fn inputs(self) -> usize {
         match self {
             Self::Float => 1,
             Self::Bf16Pair | Self::ShortPair => 2,
-            Self::ByteQuad => 4,
+            Self::ByteQuad | Self::SignedQuad => 4,
         }
     }
 }
@@ -84,18 +100,21 @@ pub(crate) struct Tile {
 impl Tile {
     /// The most rows of a strip.
     pub(crate) fn rows(self) -> usize {
-        match self.set {
-            InstructionSet::Portable => portable::ROWS,
-            _ => 6,
+        use InstructionSet::*;
+        match (self.set, self.unit) {
+            (Portable, _) => portable::ROWS,
+            (Neon | NeonDot, _) | (NeonMatrix, Unit::Float) => 5,
+            (Avx2 | Avx512 | Avx512Vnni | Avx512Bf16 | NeonMatrix, _) => 6,
         }
     }
 
     /// Columns of every panel.
     pub(crate) fn columns(self) -> usize {
+        use InstructionSet::*;
         match self.set {
-            InstructionSet::Portable => portable::COLUMNS,
-            InstructionSet::Avx2 => 16,
-            _ => 64,
+            Portable => portable::COLUMNS,
+            Avx2 | Neon | NeonDot | NeonMatrix => 16,
+            Avx512 | Avx512Vnni | Avx512Bf16 => 64,
         }
     }
 
@@ -129,9 +148,24 @@ impl Tile {
                 (Unit::ShortPair, _) => short_pairs_512(rows, product.next.lines),
                 (Unit::ByteQuad, _) => byte_quads_512(rows, product.next.lines),
                 (Unit::Bf16Pair, _) => bf16_pairs_512(rows, product.next.lines),
+                (Unit::SignedQuad, _) => unreachable!("packed for other instruction sets"),
             };
             // SAFETY: a `Packed` is made for sets only that this machine has, and for units only that the set has; the
             // slices are as long as the kernel needs by the assertion above.
+            unsafe { kernel(product, sums.as_mut_ptr()) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use aarch64::*;
+            let kernel = match (self.unit, self.set) {
+                (Unit::Float, _) => floats(rows),
+                (Unit::ShortPair, _) => short_pairs(rows),
+                (Unit::SignedQuad, InstructionSet::NeonDot) => byte_quads(rows),
+                (Unit::SignedQuad, _) => byte_matrices(rows),
+                (Unit::Bf16Pair, _) => bf16_matrices(rows),
+                (Unit::ByteQuad, _) => unreachable!("packed for other instruction sets"),
+            };
+            // SAFETY: as above.
             unsafe { kernel(product, sums.as_mut_ptr()) }
         }
     }

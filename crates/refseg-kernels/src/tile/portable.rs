@@ -14,8 +14,12 @@ pub(super) fn accumulate(unit: Unit, product: Product<'_>, sums: &mut [u32]) {
         Unit::Bf16Pair => bf16_pairs,
         #[cfg(test)]
         Unit::ByteQuad => byte_quads,
+        #[cfg(test)]
+        Unit::SignedQuad => signed_quads,
         #[cfg(not(test))]
-        Unit::Bf16Pair | Unit::ByteQuad => unreachable!("packed for other instruction sets"),
+        Unit::Bf16Pair | Unit::ByteQuad | Unit::SignedQuad => {
+            unreachable!("packed for other instruction sets")
+        }
     };
     match product.rows {
         1 => tile::<1>(product, sums, add),
@@ -92,6 +96,15 @@ fn byte_quads(sum: u32, x: u32, weight: u32) -> u32 {
     let pairs = x.to_le_bytes().into_iter().zip(weight.to_le_bytes());
     let products: i32 = pairs
         .map(|(x, weight)| i32::from(x as i8) * i32::from(weight))
+        .sum();
+    sum.wrapping_add(products as u32)
+}
+
+#[cfg(test)]
+fn signed_quads(sum: u32, x: u32, weight: u32) -> u32 {
+    let pairs = x.to_le_bytes().into_iter().zip(weight.to_le_bytes());
+    let products: i32 = pairs
+        .map(|(x, weight)| i32::from(x as i8) * i32::from(weight as i8))
         .sum();
     sum.wrapping_add(products as u32)
 }
