@@ -53,6 +53,30 @@ pub fn binary_cross_entropy<const R: usize>(
     (of_positives + of_negatives).mean().neg()
 }
 
+/// Whether vectors point at what they mean: cross-entropy of the scores of what is pointed at.
+/// Positives count four times, for little belongs to what is meant, and the threshold begins low.
+///
+/// # Shapes
+/// - `asking`: `(B, Q, W)`; `asked`: `(B, P, W)`
+/// - `coverage`: `(B, Q, P)`, the share of each of the P that belongs to what is meant
+/// - returns `(1)`
+pub(crate) fn pointing(asking: Tensor<3>, asked: Tensor<3>, coverage: Tensor<3>) -> Tensor<1> {
+    let [_, _, width] = asking.dims();
+    let scores = asking.matmul(asked.transpose()) * (width as f64).powf(-0.5);
+    binary_cross_entropy(scores - 2.0, coverage, 4.0)
+}
+
+/// By how much boxes miss theirs: the mean over four sides, and over those that are `found`.
+///
+/// # Shapes
+/// - `logits`: `(N, 4)`, of shares of the picture's sides; `boxes`: `(N, 4)`, as such shares
+/// - `found`: `(N)`, 0 or 1
+/// - returns `(1)`
+pub(crate) fn box_miss(logits: Tensor<2>, boxes: Tensor<2>, found: Tensor<1>) -> Tensor<1> {
+    let wrong = (activation::sigmoid(logits) - boxes).abs().mean_dim(1);
+    (wrong.reshape([-1]) * found.clone()).sum() / (found.sum() + 1e-6)
+}
+
 /// Dice, the official form: `1 − (2Σpt + 1) / (Σp + Σt + 1)` for each mask, averaged over the
 /// masks.
 ///

@@ -76,7 +76,8 @@ pub struct Book {
 
 impl Book {
     /// Opens a recipe by its name or a TOML file, with some of its values replaced: `overrides`
-    /// are `key.key=value` with the value as TOML would have it, or a bare word.
+    /// are `key.key=value` with the value as TOML would have it, or a bare word; `none` leaves the
+    /// value out.
     ///
     /// # Errors
     /// If there is no such recipe, or it is not TOML.
@@ -136,7 +137,7 @@ impl Book {
 
 /// What every recipe says, whatever is learned by it.
 #[derive(Debug, Clone, Copy)]
-pub struct Outline<'a> {
+pub struct Common<'a> {
     /// What it is for.
     pub description: &'a str,
     /// Steps in all.
@@ -153,7 +154,7 @@ pub struct Outline<'a> {
     pub watch: &'a Watch,
 }
 
-impl Outline<'_> {
+impl Common<'_> {
     /// Forward passes of a step.
     pub fn passes(&self) -> usize {
         self.pictures / self.pictures_a_pass
@@ -188,7 +189,7 @@ impl Outline<'_> {
 /// A task that a recipe describes.
 pub trait ByRecipe: Task {
     /// What the recipe says.
-    fn outline(&self) -> Outline<'_>;
+    fn common(&self) -> Common<'_>;
 
     /// Pictures to learn from.
     fn available(&self) -> usize;
@@ -477,7 +478,11 @@ pub(crate) fn is_share(x: f64) -> bool {
     (0.0..1.0).contains(&x)
 }
 
-/// Replaces one value; `None` if the key leads nowhere.
+/// What leaves a value out that a recipe may do without: TOML has no word for it.
+const NONE: &str = "none";
+
+/// Replaces one value, or leaves it out; `None` if the key leads nowhere, or nothing is there to
+/// leave out.
 fn replace(table: &mut toml::Table, assignment: &str) -> Option<()> {
     let (key, value) = assignment.split_once('=')?;
     let parsed = format!("x = {value}").parse::<toml::Table>();
@@ -493,7 +498,11 @@ fn replace(table: &mut toml::Table, assignment: &str) -> Option<()> {
         let below = toml::Value::Table(toml::Table::new());
         table = table.entry(name).or_insert(below).as_table_mut()?;
     }
-    table.insert(last.to_owned(), value);
+    if value.as_str() == Some(NONE) {
+        table.remove(last)?;
+    } else {
+        table.insert(last.to_owned(), value);
+    }
     Some(())
 }
 

@@ -242,3 +242,14 @@ fn a_number_always_draws_the_same_lesson() -> Outcome {
     assert_ne!(ids(3)?, ids(4)?);
     Ok(())
 }
+
+#[test]
+fn helper_heads_need_to_know_where_tokens_lie() -> Outcome {
+    let llava = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../refseg/tests/fixtures/llava/llava-next-tiny");
+    let folder = tempfile::tempdir()?;
+    let recipe = recipe(&["loss.blur=0"])?;
+    let error = open(folder.path(), &llava, &recipe).expect_err("tiles are no square of tokens");
+    assert!(matches!(error, TrainError::NoGrid { .. }), "{error}");
+    Ok(())
+}

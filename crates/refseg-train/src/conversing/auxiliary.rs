@@ -6,7 +6,7 @@
 //! which of the picture's tokens are meant, and where the first box is. None of them is part of the
 //! model that a run leaves behind.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use refseg::{
     nn::{Linear, TensorSource, Tensors},
     sam4mllm::{is_box, read_boxes},
@@ -14,7 +14,7 @@ use refseg::{
 };
 
 use crate::{
-    losses::binary_cross_entropy,
+    losses::{box_miss, pointing},
     tensors::{floats, indices},
 };
 
@@ -22,9 +22,7 @@ use crate::{
 const PREFIX: &str = "auxiliary";
 /// Width in which answers and the picture's tokens are compared.
 const MATCH_WIDTH: usize = 64;
-/// Few tokens belong to what is meant.
-const POSITIVE_WEIGHT: f64 = 4.0;
-/// What the box counts beside the tokens: as when the built-in model was trained.
+/// What the box counts beside the tokens: twice what it did when the built-in model was trained.
 const BOX_WEIGHT: f64 = 4.0;
 
 /// The helper heads.
@@ -122,10 +120,8 @@ impl Auxiliary {
             .answer
             .forward(states.clone().reshape([count, 1, width]));
         let matching = |tokens: Tensor<3>| {
-            let tokens = tokens.select(0, pictures.clone()).transpose();
-            let scores = answer.clone().matmul(tokens) * (MATCH_WIDTH as f64).powf(-0.5);
-            // The threshold begins low: most tokens are not meant.
-            binary_cross_entropy(scores - 2.0, coverage.clone(), POSITIVE_WEIGHT)
+            let tokens = tokens.select(0, pictures.clone());
+            pointing(answer.clone(), tokens, coverage.clone())
         };
         let matching = matching(self.seen.forward(seen)) + matching(self.read.forward(read));
 
@@ -134,18 +130,62 @@ impl Auxiliary {
         let found = floats(&found, [count], &device);
         let target = first.flat_map(|b| b.unwrap_or_default().map(|at| at as f32 / 1000.0));
         let target = floats(&target.collect::<Vec<_>>(), [count, 4], &device);
-        let wrong = (activation::sigmoid(self.bounds.forward(states)) - target)
-            .abs()
-            .mean_dim(1)
-            .reshape([-1]);
-        let place = (wrong * found.clone()).sum() / (found.sum() + 1e-6);
+        let place = box_miss(self.bounds.forward(states), target, found);
         [matching, place * BOX_WEIGHT]
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+    use refseg::nn::Blueprint;
+
     use super::*;
+    use crate::tensors::scalar;
+
+    /// Heads without weights answer the same to everything: what that costs is known.
+    #[test]
+    fn losses_of_heads_that_know_nothing() -> Result<(), WeightsError> {
+        struct Zeros;
+        impl TensorSource for Zeros {
+            fn tensor(
+                &self,
+                _: &str,
+                shape: &[usize],
+                _: &'static str,
+            ) -> Result<Tensor<1>, WeightsError> {
+                Ok(Tensor::zeros(
+                    [shape.iter().product::<usize>()],
+                    &Device::flex(),
+                ))
+            }
+
+            fn device(&self) -> Device {
+                Device::flex()
+            }
+        }
+        let heads = Auxiliary::load(&Zeros, 8)?;
+        let tokens = Tensor::<3>::ones([2, 4, 8], &Device::flex());
+        let aims = [
+            Aim::of("[000,000,500,500] [500,000,999,999]"),
+            Aim::of("No object found."),
+        ];
+        let aims: Vec<(usize, &Aim)> = aims.iter().flatten().enumerate().collect();
+        let states = Tensor::ones([2, 8], &Device::flex());
+        let [matching, place] = heads.losses(states, &aims, tokens.clone(), tokens);
+        // Each of four cells scores −2; of the first answer one and twice nearly one are meant.
+        let covered = f64::from(aims[0].1.coverage(2).iter().sum::<f32>());
+        let (yes, no) = ((1.0 + 2f64.exp()).ln(), (1.0 + (-2f64).exp()).ln());
+        let expected = 2.0 * (4.0 * covered * yes + (8.0 - covered) * no) / 8.0;
+        assert!((f64::from(scalar(&matching)) - expected).abs() < 1e-5);
+        // Every side is guessed at 0.5; the answer without a box says nothing about it.
+        assert!((scalar(&place) - 4.0 * 0.25).abs() < 1e-5);
+        assert_eq!(
+            Blueprint::of(|source| Auxiliary::load(source, 8)).map(|parts| parts.len())?,
+            8
+        );
+        Ok(())
+    }
 
     #[test]
     fn answers_point_at_their_boxes() {

@@ -4,7 +4,8 @@
 //! `refseg::chat` can talk with is taught by the cross-entropy of the assistant's words, the token
 //! that ends them included; what the user says and the picture teach nothing. Differs: pictures are
 //! drawn at random, where the reference goes through all conversations in turn, and its
-//! one-cycle schedule moves beta1 too.
+//! one-cycle schedule moves beta1 too; small models are taught with blurred numbers ([`pass::Blur`])
+//! and helper heads ([`auxiliary`]), which no published recipe has.
 
 pub mod auxiliary;
 pub mod beginner;
@@ -38,7 +39,7 @@ use serde_json::{Value, json};
 use crate::{
     TrainError,
     parameters::{Leaves, Noise, Over, Parameter, Parameters, Values},
-    recipes::{ByRecipe, Outline},
+    recipes::{ByRecipe, Common},
     run::{Measured, Run, SAMPLES, Sample, Task, Workers, judge_on},
     tuning::{base::Base, kaiming},
 };
@@ -96,7 +97,7 @@ impl Conversing {
             let helpers = Blueprint::of(|source| Auxiliary::load(source, width))?;
             parameters.extend(Parameters::initialise(&helpers, recipe.seed));
         }
-        let plan = recipe.outline().plan(workers);
+        let plan = recipe.common().plan(workers);
         let task = Self {
             recipe,
             start: start.to_owned(),
@@ -252,8 +253,8 @@ impl std::fmt::Debug for Conversing {
 }
 
 impl ByRecipe for Conversing {
-    fn outline(&self) -> Outline<'_> {
-        self.recipe.outline()
+    fn common(&self) -> Common<'_> {
+        self.recipe.common()
     }
 
     fn available(&self) -> usize {
@@ -285,7 +286,7 @@ impl Task for Conversing {
         pass: usize,
     ) -> Result<Measured, TrainError> {
         let mut random = SplitMix64::named("pass", self.recipe.seed);
-        let number = step * self.recipe.outline().passes() as u64 + pass as u64;
+        let number = step * self.recipe.common().passes() as u64 + pass as u64;
         let noise = Noise {
             seed: random.next_u64() ^ number,
             decoder: false,

@@ -53,7 +53,7 @@ pub fn measure(
         aims,
         pictures,
         tokens,
-    } = said(&tracked, backbone, lessons, costs.mean_of)?;
+    } = said(&tracked, backbone, lessons, costs)?;
     let device = logits.device();
     let right = logits.clone().argmax(1).reshape([-1]).float();
     let right = values(right).into_iter().zip(&labels);
@@ -70,8 +70,7 @@ pub fn measure(
     let mut losses = Losses::default();
     losses.push("text", scalar(&text), 1.0);
     let mut total = text;
-    let pictures = pictures.filter(|_| costs.helpers > 0.0 && !aims.is_empty());
-    if let Some([seen, read]) = pictures {
+    if let Some([seen, read]) = pictures.filter(|_| !aims.is_empty()) {
         let [_, width] = states.dims();
         let auxiliary = Auxiliary::load(&tracked, width)?;
         let begin = indices(aims.iter().map(|(state, ..)| *state as i64), &device);
@@ -187,11 +186,11 @@ struct Said {
     labels: Vec<i64>,
     /// What each counts.
     weights: Vec<f32>,
-    /// Answers that point at something: the state from which each begins, its picture, and what it
-    /// points at.
+    /// For helper heads, answers that point at something: the state from which each begins, its
+    /// picture, and what it points at.
     aims: Vec<(usize, usize, Aim)>,
-    /// `(B, M, D)`: pictures as they enter the language model, and as it leaves them; `None` where
-    /// they have not equally many tokens.
+    /// For helper heads, `(B, M, D)` twice: pictures as they enter the language model, and as it
+    /// leaves them.
     pictures: Option<[Tensor<3>; 2]>,
     /// Tokens read, filling included.
     tokens: u64,
@@ -201,7 +200,7 @@ fn said(
     leaves: &Leaves<'_>,
     backbone: &Backbone,
     lessons: &[Lesson],
-    mean_of: MeanOf,
+    costs: Costs<'_>,
 ) -> Result<Said, TrainError> {
     let network = backbone.network(leaves)?;
     let language = &network.language;
@@ -222,7 +221,8 @@ fn said(
         let positions: Vec<usize> = (0..start).collect();
         let mask = causal_mask(start, &device);
         let (left, read) = language.forward(x.clone(), &positions, &mask, None);
-        if rows == lessons.len() {
+        // Pictures that helper heads know of all have one number of tokens.
+        if costs.helpers > 0.0 {
             let of_picture = |x: Tensor<3>| x.narrow(1, begin, start - begin);
             pictures = Some([x, left].map(of_picture));
         }
@@ -243,12 +243,13 @@ fn said(
             let mut before = Vec::new();
             for (row, (picture, talk)) in pack.iter().enumerate() {
                 let mut state = labels.len();
-                for answer in &talk.answers {
+                let answers = talk.answers.iter().filter(|_| costs.helpers > 0.0);
+                for answer in answers {
                     let text = backbone.tokenizer().decode(&talk.ids[answer.clone()])?;
                     aims.extend(Aim::of(&text).map(|aim| (state, group[*picture], aim)));
                     state += answer.len();
                 }
-                let weight = match mean_of {
+                let weight = match costs.mean_of {
                     MeanOf::Tokens => 1.0,
                     MeanOf::Conversations => 1.0 / supervised(talk).count().max(1) as f32,
                 };

@@ -7,7 +7,7 @@ use refseg::sam4mllm::{AnswerCount, Method, ProbePattern};
 use refseg_data::conversations::{self, Spread};
 use serde::{Deserialize, Serialize};
 
-use crate::recipes::{Book, Outline, check, check_quality, check_sets, is_positive, is_share};
+use crate::recipes::{Book, Common, check, check_quality, check_sets, is_positive, is_share};
 pub use crate::recipes::{Optimiser, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a language model is taught.
@@ -179,8 +179,8 @@ impl Recipe {
     }
 
     /// What it has in common with every recipe.
-    pub fn outline(&self) -> Outline<'_> {
-        Outline {
+    pub fn common(&self) -> Common<'_> {
+        Common {
             description: &self.description,
             steps: self.steps,
             pictures: self.pictures,
@@ -220,7 +220,7 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<(), RecipeError> {
-        self.outline().check()?;
+        self.common().check()?;
         check_sets(&self.data.sets)?;
         check_quality(self.data.jpeg_quality)?;
         let squash = self.data.squash.unwrap_or(1);

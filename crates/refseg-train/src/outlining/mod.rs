@@ -31,7 +31,7 @@ use crate::{
     TrainError,
     conversing::beginner::copy_description,
     parameters::{Leaves, Over, Parameter, Parameters, Values, is_buffer},
-    recipes::{ByRecipe, Outline},
+    recipes::{ByRecipe, Common},
     run::{Measured, Run, SAMPLES, Sample, Task, Workers, judge_on},
     tuning::base::Base,
 };
@@ -74,7 +74,7 @@ impl Outlining {
         let base = Base::new(weights, 0, recipe.seed, &device);
         let parts = Blueprint::of(|source| Sam::load(&Tensors::root(source), &config))?;
         let parameters = parameters(&recipe, &parts, &base)?;
-        let plan = recipe.outline().plan(workers);
+        let plan = recipe.common().plan(workers);
         let task = Self {
             recipe,
             start: start.to_owned(),
@@ -136,8 +136,8 @@ impl std::fmt::Debug for Outlining {
 }
 
 impl ByRecipe for Outlining {
-    fn outline(&self) -> Outline<'_> {
-        self.recipe.outline()
+    fn common(&self) -> Common<'_> {
+        self.recipe.common()
     }
 
     fn available(&self) -> usize {

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::recipes::{Book, Outline, check, check_quality, check_sets};
+use crate::recipes::{Book, Common, check, check_quality, check_sets};
 pub use crate::recipes::{Optimiser, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a Segment Anything model is trained.
@@ -117,8 +117,8 @@ impl Recipe {
     }
 
     /// What it has in common with every recipe.
-    pub fn outline(&self) -> Outline<'_> {
-        Outline {
+    pub fn common(&self) -> Common<'_> {
+        Common {
             description: &self.description,
             steps: self.steps,
             pictures: self.pictures,
@@ -130,7 +130,7 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<(), RecipeError> {
-        self.outline().check()?;
+        self.common().check()?;
         check_sets(&self.data.sets)?;
         check_quality(self.data.jpeg_quality)?;
         let Prompts {

@@ -15,7 +15,7 @@ use refseg_data::scenes::{Colour, Shape};
 
 use super::batch::Batch;
 use crate::{
-    losses::{binary_cross_entropy, cross_entropy},
+    losses::{box_miss, cross_entropy, pointing},
     tensors::{floats, indices},
 };
 
@@ -41,8 +41,6 @@ pub struct Auxiliary {
 
 /// Width in which phrases and patches are compared.
 const MATCH_WIDTH: usize = 64;
-/// Few patches belong to a target.
-const MATCH_POSITIVE_WEIGHT: f64 = 4.0;
 /// Small and large.
 pub(crate) const SCALES: usize = 2;
 /// Sizes of the class heads, background included, and of the box.
@@ -127,21 +125,14 @@ impl Auxiliary {
         let [_, patches, _] = places.dims();
         let phrase = self.phrase.forward(phrases.clone()); // (B, Q, W)
         let coverage = floats(&batch.coverage, [pictures, count, patches], &device);
-        let matching = |patch: Tensor<3>| {
-            let scores = phrase.clone().matmul(patch.transpose()) * (MATCH_WIDTH as f64).powf(-0.5);
-            // The threshold begins low: most patches are not meant.
-            binary_cross_entropy(scores - 2.0, coverage.clone(), MATCH_POSITIVE_WEIGHT)
-        };
+        let matching = |patch| pointing(phrase.clone(), patch, coverage.clone());
         let matching = matching(self.place.forward(places)) + matching(self.sight.forward(vit));
 
         let found: Vec<f32> = batch.found.iter().map(|&found| f32::from(found)).collect();
         let found = floats(&found, [pictures * count], &device);
-        let boxes = activation::sigmoid(self.bounds.forward(phrases.clone()));
+        let boxes = self.bounds.forward(phrases.clone());
         let target = floats(&batch.boxes, [pictures * count, 4], &device);
-        let wrong = (boxes.reshape([pictures * count, 4]) - target)
-            .abs()
-            .mean_dim(1);
-        let place = (wrong.reshape([-1]) * found.clone()).sum() / (found.sum() + 1e-6);
+        let place = box_miss(boxes.reshape([pictures * count, 4]), target, found);
 
         let scores = self
             .words

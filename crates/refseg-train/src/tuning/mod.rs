@@ -33,7 +33,7 @@ use crate::{
     TrainError,
     draws::worn,
     parameters::{Leaves, Noise, Over, Parameter, Parameters, Values, is_buffer},
-    recipes::{ByRecipe, Outline},
+    recipes::{ByRecipe, Common},
     run::{MODEL, Measured, Run, Sample, Task, Workers, judge_on, samples},
 };
 use base::Base;
@@ -116,7 +116,7 @@ impl Tuning {
         let first_row = first_marker(&prompts)?;
         let parts = Blueprint::of(|source| Mllmseg::load(source, &config))?;
         let parameters = parameters(&recipe, &parts, &base, first_row)?;
-        let plan = recipe.outline().plan(workers);
+        let plan = recipe.common().plan(workers);
         let task = Self {
             prefix: prompts.prefix()?,
             recipe,
@@ -245,8 +245,8 @@ impl std::fmt::Debug for Tuning {
 }
 
 impl ByRecipe for Tuning {
-    fn outline(&self) -> Outline<'_> {
-        self.recipe.outline()
+    fn common(&self) -> Common<'_> {
+        self.recipe.common()
     }
 
     fn available(&self) -> usize {
@@ -276,7 +276,7 @@ impl Task for Tuning {
         pass: usize,
     ) -> Result<Measured, TrainError> {
         let mut random = SplitMix64::named("pass", self.recipe.seed);
-        let number = step * self.recipe.outline().passes() as u64 + pass as u64;
+        let number = step * self.recipe.common().passes() as u64 + pass as u64;
         let noise = Noise {
             seed: random.next_u64() ^ number,
             decoder: self.recipe.train.decoder_dropout,

@@ -7,7 +7,7 @@
 use refseg::internvl::Fusion;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::recipes::{Book, Outline, check, check_quality, check_sets, is_positive, is_share};
+use crate::recipes::{Book, Common, check, check_quality, check_sets, is_positive, is_share};
 pub use crate::recipes::{Optimiser, OptimiserName, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a model is fine-tuned on pictures with phrases.
@@ -179,8 +179,8 @@ impl Recipe {
     }
 
     /// What it has in common with every recipe.
-    pub fn outline(&self) -> Outline<'_> {
-        Outline {
+    pub fn common(&self) -> Common<'_> {
+        Common {
             description: &self.description,
             steps: self.steps,
             pictures: self.pictures,
@@ -192,7 +192,7 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<(), RecipeError> {
-        self.outline().check()?;
+        self.common().check()?;
         check_sets(&self.data.sets)?;
         let sentences = self.data.sentences;
         check("data.sentences", &sentences, sentences > 0, "one or more")?;
@@ -260,6 +260,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_value_can_be_left_out() -> Result<(), RecipeError> {
+        let with = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+            Recipe::of(Book::open("mllmseg-res", &overrides)?)
+        };
+        assert!(with(&[])?.train.lora.is_some());
+        assert!(with(&["train.lora=none"])?.train.lora.is_none());
+        assert!(with(&["train.lroa=none"]).is_err());
+        // What no recipe can do without is missed.
+        assert!(with(&["steps=none"]).is_err());
+        Ok(())
+    }
+
+    #[test]
     fn every_recipe_of_the_program_is_valid() -> Result<(), RecipeError> {
         for name in [
             "mllmseg-res",
@@ -286,7 +300,7 @@ mod tests {
             (50_000, 32, 4)
         );
         let warm_up = |recipe: &Recipe| recipe.schedule.over(recipe.steps, 1.0).warm_up;
-        assert_eq!((warm_up(&res), res.outline().passes()), (1500, 8));
+        assert_eq!((warm_up(&res), res.common().passes()), (1500, 8));
         let gres = Recipe::load("mllmseg-gres", &[])?;
         assert_eq!((gres.steps, warm_up(&gres)), (20_000, 600));
         assert_eq!(gres.loss.mask_form, MaskForm::OfficialFocal);

@@ -253,16 +253,16 @@ pub(super) fn show_plan<T: ByRecipe>(
 ) -> Result<()> {
     let groups = run.parameters().groups();
     let trained: u64 = groups.iter().map(|group| group.parameters).sum();
-    let (task, outline) = (run.task(), run.task().outline());
+    let (task, common) = (run.task(), run.task().common());
     let frozen = task.frozen_parameters(run.parameters());
     let start = Instant::now();
     let losses = run.rehearse(REHEARSED)?;
     let step_s = start.elapsed().as_secs_f64() / REHEARSED as f64;
     let plan = Plan {
         model: args.tuning.model.to_string_lossy().into_owned(),
-        recipe: outline.description.to_owned(),
+        recipe: common.description.to_owned(),
         steps: run.steps(),
-        pictures: outline.pictures,
+        pictures: common.pictures,
         available: task.available(),
         trained,
         frozen,
