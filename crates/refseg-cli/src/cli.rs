@@ -80,7 +80,7 @@ pub(crate) enum Command {
 /// Which model, and how it computes.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// Model folder, or `builtin`: a small model that knows drawn shapes, not photographs
+    /// Model folder; or `builtin` or `builtin-sam4mllm`, small models that know drawn shapes, not photographs
     #[arg(short, long, env = "REFSEG_MODEL", default_value = "builtin")]
     pub(crate) model: PathBuf,
     /// Have masks drawn anew from their boxes by a Segment Anything model: its checkpoint or folder
@@ -168,7 +168,7 @@ pub(crate) struct SegmentArgs {
 pub(crate) struct SamArgs {
     /// Picture to look at: PNG, JPEG or WebP
     pub(crate) image: PathBuf,
-    /// Checkpoint of SAM, MobileSAM or EfficientViT-SAM, or a folder with one
+    /// Checkpoint of SAM, MobileSAM or EfficientViT-SAM, or a folder with one; or `builtin-sam4mllm`
     #[arg(short, long, env = "REFSEG_MODEL")]
     pub(crate) model: PathBuf,
     /// Lay these fine-tuned tensors over the model, such as those of a decoder
@@ -235,7 +235,7 @@ pub(crate) struct AskArgs {
     /// What to ask, such as "What stands behind the kettle?"
     #[arg(value_parser = question)]
     pub(crate) question: String,
-    /// Folder of a LLaVA-NeXT, Qwen-VL or InternVL model
+    /// Folder of a LLaVA-NeXT, Qwen-VL or InternVL model, or `builtin-sam4mllm`
     #[arg(short, long, env = "REFSEG_MODEL")]
     pub(crate) model: PathBuf,
     /// Merge the LoRA adapter of this folder into the model
@@ -331,7 +331,7 @@ pub(crate) enum Dtype {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// Model folder, or `builtin`
+    /// Model folder, `builtin` or `builtin-sam4mllm`
     #[arg(default_value = "builtin")]
     pub(crate) model: PathBuf,
     #[command(flatten)]
@@ -361,7 +361,7 @@ pub(crate) struct BenchArgs {
 /// Which pictures and phrases.
 #[derive(Debug, Args)]
 pub(crate) struct DataArgs {
-    /// Data set: scenes, refcoco, refcoco+, refcocog, refclef, grefcoco, reasonseg, coco, folder, jsonl
+    /// Data set: scenes, refcoco, refcoco+, refcocog, refclef, grefcoco, reasonseg, coco, folder, jsonl, vqav2
     #[arg(long, env = "REFSEG_DATASET", default_value = "scenes")]
     pub(crate) dataset: DatasetName,
     /// Split of the data set [default: val; held-out for scenes; all where there are no splits]
@@ -389,7 +389,7 @@ pub(crate) struct DataArgs {
 pub(crate) enum DatasetName {
     /// Scenes that refseg draws
     Scenes,
-    /// Questions about pictures: answers are scored, not masks
+    /// Questions about pictures: answers are judged, not masks
     Vqav2,
     /// A data set in files
     Source(Source),
@@ -432,7 +432,8 @@ pub(crate) struct EvalArgs {
     /// Count what was answered "not found" with an empty mask; published rules do not
     #[arg(long, env = "REFSEG_BLANK_REJECTED", value_parser = FalseyValueParser::new())]
     pub(crate) blank_rejected: bool,
-    /// Folder for predictions.jsonl, metrics.json and report.html; called again, the run goes on
+    /// Folder for predictions.jsonl, metrics.json and report.html; called again, the run goes on. Of
+    /// vqav2, for answers.json, anew each time
     #[arg(long, env = "REFSEG_OUT", value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Only the first pictures

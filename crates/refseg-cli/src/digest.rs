@@ -37,10 +37,12 @@ const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 pub(crate) fn of_model(args: &ModelArgs) -> Result<String> {
     let mut hash = Sha256::new();
     let model = &args.model;
-    if model == Path::new(builtin::NAME) && !model.is_dir() {
+    if builtin::is(builtin::NAME, model) {
         for (name, bytes) in builtin::FILES {
             add(&mut hash, name, &mut &bytes[..])?;
         }
+    } else if builtin::is(builtin::PAIR_NAME, model) {
+        add_network(&mut hash, model)?;
     } else if Pair::is_in(model) {
         let pair = Pair::from_folder(model)?;
         add_file(&mut hash, &model.join(PAIR_FILE))?;
@@ -68,6 +70,12 @@ pub(crate) fn of_model(args: &ModelArgs) -> Result<String> {
 
 /// Adds the files of one network: a checkpoint, or a folder.
 fn add_network(hash: &mut Sha256, path: &Path) -> Result<()> {
+    if builtin::is(builtin::PAIR_NAME, path) {
+        for (name, bytes) in builtin::PAIR_FILES {
+            add(hash, name, &mut &bytes[..])?;
+        }
+        return Ok(());
+    }
     let weights = if path.is_dir() {
         Weights::open(path)?
     } else {

@@ -134,7 +134,7 @@ fn of_predictor(error: &PredictorError) -> Option<&'static str> {
             Some("leave out --joint, or take --protocol single, which every method knows")
         }
         PredictorError::OtherMethod { .. } => Some(
-            "`refseg segment` and `refseg eval` take a pair; the other commands take one of its models",
+            "`refseg segment`, `refseg eval` and `refseg bench` take a pair; the other commands take one of its models",
         ),
         PredictorError::Prompt(PromptError::TooLong { .. }) => {
             Some("ask for fewer phrases at once, or leave out --joint")

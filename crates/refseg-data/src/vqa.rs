@@ -50,6 +50,77 @@ pub struct HumanAnswer {
     pub answer: String,
 }
 
+/// A question about a picture.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct VisualQuestion {
+    /// Its id.
+    pub question_id: u64,
+    /// Id of the picture.
+    pub image_id: u64,
+    /// The question.
+    pub question: String,
+}
+
+/// Where the official files of a split lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VqaFiles {
+    /// The questions.
+    pub questions: PathBuf,
+    /// What people answered; kept back for the test splits.
+    pub annotations: Option<PathBuf>,
+    pictures: PathBuf,
+    /// Name of COCO's split, with which pictures' names begin.
+    coco: &'static str,
+}
+
+/// Splits, with the names of their files and of COCO's.
+const SPLITS: [(&str, &str, &str); 4] = [
+    ("train", "train2014", "train2014"),
+    ("val", "val2014", "val2014"),
+    ("test-dev", "test-dev2015", "test2015"),
+    ("test", "test2015", "test2015"),
+];
+
+impl VqaFiles {
+    /// The files of a split by their official names, which all stand in one folder; pictures in a
+    /// folder below it that is called as COCO's split is.
+    ///
+    /// # Errors
+    /// [`VqaError::Split`] if there is no such split.
+    pub fn of_split(root: &Path, split: &str) -> Result<Self, VqaError> {
+        let known = SPLITS.into_iter().find(|(name, ..)| *name == split);
+        let (_, name, coco) = known.ok_or_else(|| VqaError::Split {
+            found: split.to_owned(),
+        })?;
+        let annotations = root.join(format!("v2_mscoco_{name}_annotations.json"));
+        Ok(Self {
+            questions: root.join(format!("v2_OpenEnded_mscoco_{name}_questions.json")),
+            annotations: (!split.starts_with("test")).then_some(annotations),
+            pictures: root.join(coco),
+            coco,
+        })
+    }
+
+    /// Where a picture lies.
+    pub fn picture(&self, image_id: u64) -> PathBuf {
+        let name = format!("COCO_{}_{image_id:012}.jpg", self.coco);
+        self.pictures.join(name)
+    }
+}
+
+/// Reads the official questions: a JSON object with a list `questions`.
+///
+/// # Errors
+/// [`VqaError`] if the file cannot be read.
+pub fn read_questions(path: &Path) -> Result<Vec<VisualQuestion>, VqaError> {
+    #[derive(Deserialize)]
+    struct File {
+        questions: Vec<VisualQuestion>,
+    }
+    let File { questions } = serde_json::from_slice(&read(path)?).map_err(json(path))?;
+    Ok(questions)
+}
+
 /// Reads the official annotations: a JSON object with a list `annotations`.
 ///
 /// # Errors
@@ -320,6 +391,12 @@ pub enum VqaError {
     /// A line is at fault.
     #[error(transparent)]
     Line(#[from] PredictionsError),
+    /// There is no such split.
+    #[error("VQAv2 has no split `{found}`; expected one of train, val, test-dev, test")]
+    Split {
+        /// What was asked for.
+        found: String,
+    },
     /// Nobody answered a question.
     #[error("`{path}`: `answers` of question {question} is empty")]
     NoAnswers {
@@ -371,6 +448,34 @@ fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> VqaError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn splits_have_the_official_names() -> Result<(), VqaError> {
+        let names = |split| -> Result<_, VqaError> {
+            let files = VqaFiles::of_split(Path::new("v"), split)?;
+            let text = |path: PathBuf| path.display().to_string();
+            let picture = text(files.picture(42));
+            Ok((text(files.questions), files.annotations.map(text), picture))
+        };
+        let (questions, annotations, picture) = names("train")?;
+        assert_eq!(questions, "v/v2_OpenEnded_mscoco_train2014_questions.json");
+        let known = "v/v2_mscoco_train2014_annotations.json";
+        assert_eq!(annotations.as_deref(), Some(known));
+        assert_eq!(picture, "v/train2014/COCO_train2014_000000000042.jpg");
+        assert!(names("val")?.0.contains("_val2014_"));
+        let (questions, annotations, picture) = names("test-dev")?;
+        assert_eq!(
+            questions,
+            "v/v2_OpenEnded_mscoco_test-dev2015_questions.json"
+        );
+        assert_eq!(annotations, None);
+        assert_eq!(picture, "v/test2015/COCO_test2015_000000000042.jpg");
+        let (questions, annotations, _) = names("test")?;
+        assert_eq!(questions, "v/v2_OpenEnded_mscoco_test2015_questions.json");
+        assert_eq!(annotations, None);
+        assert!(matches!(names("testA"), Err(VqaError::Split { .. })));
+        Ok(())
+    }
 
     #[test]
     fn answers_are_normalised() {

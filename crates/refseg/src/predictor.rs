@@ -120,7 +120,7 @@ pub struct Segmentation {
 pub enum PredictorError {
     /// There is no such folder.
     #[error(
-        "`{path}` is not a model: there is no such folder, and the only model with a name is `builtin`"
+        "`{path}` is not a model: there is no such folder, and the models with a name are `builtin` and `builtin-sam4mllm`"
     )]
     NoModel {
         /// What was asked for.
@@ -205,16 +205,16 @@ impl Predictor {
     /// If there is no such model, or a file of it is missing, damaged or does not fit the others.
     pub fn load(model: impl AsRef<Path>, options: &Options) -> Result<Self, PredictorError> {
         let folder = model.as_ref();
-        if folder == Path::new(builtin::NAME) && !folder.is_dir() {
+        if builtin::is(builtin::NAME, folder) {
             return Self::builtin(options);
-        }
-        if !folder.is_dir() {
-            return Err(PredictorError::NoModel {
-                path: folder.to_owned(),
-            });
         }
         if Pair::is_in(folder) {
             return Err(PredictorError::OtherMethod {
+                path: folder.to_owned(),
+            });
+        }
+        if !folder.is_dir() {
+            return Err(PredictorError::NoModel {
                 path: folder.to_owned(),
             });
         }

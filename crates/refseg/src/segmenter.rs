@@ -21,7 +21,8 @@ use crate::{
 };
 
 /// Opens whatever a model folder holds: a pair of models for SAM4MLLM if it has `sam4mllm.json`,
-/// otherwise one of MLLMSeg's; or the model called `builtin`.
+/// otherwise one of MLLMSeg's; or the model called `builtin`, or the pair called
+/// `builtin-sam4mllm`.
 ///
 /// # Errors
 /// If there is no such model, or a file of it is missing, damaged or does not fit the others.
@@ -39,7 +40,7 @@ pub fn open(
 
 /// A model that finds what phrases mean, by whatever method.
 pub trait Segmenter: fmt::Debug + Send + Sync {
-    /// What the model is called: its folder, or `builtin`.
+    /// What the model is called: its folder, `builtin` or `builtin-sam4mllm`.
     fn name(&self) -> &str;
 
     /// What its method is called.

@@ -1,11 +1,18 @@
 //! `refseg bench`: what a model costs in time and memory.
 
 mod agreement;
+mod points;
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use refseg::{Image, Predictor, internvl::Config, mllmseg::Mllmseg, nn::Blueprint};
+use refseg::{
+    Image, Options, Predictor, Segmenter,
+    internvl::Config,
+    mllmseg::Mllmseg,
+    nn::Blueprint,
+    sam4mllm::{Pair, Sam4Mllm},
+};
 use refseg_data::scenes::{Scene, SceneOptions, Split};
 use serde::Serialize;
 
@@ -37,10 +44,10 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
         Some(path) => Image::open(path)?,
         None => drawn()?,
     };
-    let (predictor, load) =
-        timed(|| Predictor::load(&args.model, &options(&args.compute, console)));
-    let predictor = predictor?;
-    warn_of_unused(predictor.name(), predictor.unused_tensors(), console);
+    let (opened, load) = timed(|| Model::new(args, &options(&args.compute, console)));
+    let opened = opened?;
+    let model = opened.segmenter();
+    warn_of_unused(model.name(), model.unused_tensors(), console);
     let after_loading = memory::peak();
     let many: Vec<&str> = PHRASES
         .into_iter()
@@ -54,7 +61,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     let mut scene_bytes = 0;
     for round in 0..=args.repeat.get() {
         let start = Instant::now();
-        let scene = predictor.encode(&image)?;
+        let scene = model.encode(&image)?;
         let encoded = start.elapsed();
         scene.segment(one)?;
         let first = start.elapsed();
@@ -80,8 +87,12 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     let peak = memory::peak();
     let (first, further) = (median_ms(&times.first), median_ms(&times.further));
     let together = median_ms(&times.many);
+    let points = match &opened {
+        Model::Pair(pair) => points::measure(pair, &image, one, args.repeat.get())?,
+        Model::Mllmseg(_) => None,
+    };
     let document = Document {
-        model: predictor.name(),
+        model: model.name(),
         image: [image.width(), image.height()],
         threads: rayon::current_num_threads(),
         repeat: args.repeat.get(),
@@ -93,10 +104,11 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
         phrases: many.len(),
         further_to_first: further / first,
         many_to_one: together / further,
-        weights_bytes: weight_bytes(predictor.config())?,
+        weights_bytes: opened.weight_bytes()?,
         scene_bytes: scene_bytes as u64,
         peak_after_loading_bytes: after_loading,
         peak_bytes: peak,
+        points,
     };
     if args.json {
         console.json(&document)
@@ -116,10 +128,37 @@ fn drawn() -> Result<Image> {
     Ok(Image::from_rgb(scene.size, scene.size, scene.pixels)?)
 }
 
-/// What the network's weights take as f32.
-fn weight_bytes(config: &Config) -> Result<u64> {
-    let parts = Blueprint::of(|source| Mllmseg::load(source, config))?;
-    Ok(parts.iter().map(|part| 4 * part.len() as u64).sum())
+/// A model of either method.
+enum Model {
+    Mllmseg(Predictor),
+    Pair(Sam4Mllm),
+}
+
+impl Model {
+    fn new(args: &BenchArgs, options: &Options) -> Result<Self> {
+        Ok(if Pair::is_in(&args.model) {
+            Self::Pair(Sam4Mllm::load(&args.model, options)?)
+        } else {
+            Self::Mllmseg(Predictor::load(&args.model, options)?)
+        })
+    }
+
+    fn segmenter(&self) -> &dyn Segmenter {
+        match self {
+            Self::Mllmseg(model) => model,
+            Self::Pair(model) => model,
+        }
+    }
+
+    /// What the network's weights take as f32; not counted for a pair.
+    fn weight_bytes(&self) -> Result<Option<u64>> {
+        let Self::Mllmseg(model) = self else {
+            return Ok(None);
+        };
+        let config: &Config = model.config();
+        let parts = Blueprint::of(|source| Mllmseg::load(source, config))?;
+        Ok(Some(parts.iter().map(|part| 4 * part.len() as u64).sum()))
+    }
 }
 
 #[derive(Default)]
@@ -148,10 +187,13 @@ struct Document<'a> {
     phrases: usize,
     further_to_first: f64,
     many_to_one: f64,
-    weights_bytes: u64,
+    weights_bytes: Option<u64>,
     scene_bytes: u64,
     peak_after_loading_bytes: Option<u64>,
     peak_bytes: Option<u64>,
+    /// Of a pair that asks about points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    points: Option<points::Times>,
 }
 
 impl Document<'_> {
@@ -185,20 +227,22 @@ impl Document<'_> {
         for (what, ms, note) in rows {
             table.row([what.into(), readable_ms(ms).into(), note.into()]);
         }
+        for (what, ms, note) in self.points.iter().flat_map(points::Times::rows) {
+            table.row([what.into(), readable_ms(ms).into(), note.into()]);
+        }
         let memory = [
-            ("weights as f32", Some(self.weights_bytes)),
+            ("weights as f32", self.weights_bytes),
             ("a scene kept", Some(self.scene_bytes)),
             ("peak after loading", self.peak_after_loading_bytes),
             ("peak", self.peak_bytes),
         ];
         for (what, bytes) in memory {
             let Some(bytes) = bytes else { continue };
-            let beyond = bytes as f64 / 1e9 - self.weights_bytes as f64 / 1e9;
-            let note = if what.starts_with("peak") {
+            let weights = self.weights_bytes.filter(|_| what.starts_with("peak"));
+            let note = weights.map_or_else(String::new, |weights| {
+                let beyond = bytes as f64 / 1e9 - weights as f64 / 1e9;
                 format!("weights {beyond:+.2} GB")
-            } else {
-                String::new()
-            };
+            });
             table.row([what.into(), readable_bytes(bytes).into(), note.into()]);
         }
         console.note(format_args!(

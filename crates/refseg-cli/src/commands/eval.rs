@@ -25,10 +25,10 @@ use super::{
     judgement::{About, Judgement, System},
     load,
     opened::Opened,
-    shell_word,
+    shell_word, vqa,
 };
 use crate::{
-    cli::{EvalArgs, Shard},
+    cli::{DatasetName, EvalArgs, Shard},
     console::Console,
     digest,
     files::write_whole,
@@ -40,6 +40,9 @@ const PREDICTIONS: &str = "predictions.jsonl";
 const SETTINGS: &str = "run.json";
 
 pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<()> {
+    if args.data.dataset == DatasetName::Vqav2 {
+        return vqa::eval(args, console);
+    }
     let opened = Opened::open(&args.data, console)?;
     let (predictor, _) = load(&args.model, console)?;
     let protocol = Protocol::from(args.protocol);

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &InfoArgs, console: &Console) -> Result<()> {
             console.result(cpu.sheet())
         };
     }
-    let facts = if args.model == Path::new(builtin::NAME) && !args.model.is_dir() {
+    let facts = if builtin::is(builtin::NAME, &args.model) {
         Facts::of_builtin()?
     } else {
         Facts::of_folder(&args.model)?
@@ -175,14 +175,14 @@ const NAMED: usize = 5;
 
 impl Facts {
     fn of_folder(folder: &Path) -> Result<Self> {
-        if !folder.is_dir() {
-            return Err(PredictorError::NoModel {
+        if Pair::is_in(folder) {
+            return Err(PredictorError::OtherMethod {
                 path: folder.to_owned(),
             }
             .into());
         }
-        if Pair::is_in(folder) {
-            return Err(PredictorError::OtherMethod {
+        if !folder.is_dir() {
+            return Err(PredictorError::NoModel {
                 path: folder.to_owned(),
             }
             .into());

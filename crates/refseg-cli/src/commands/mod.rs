@@ -14,6 +14,7 @@ pub(crate) mod scenes;
 pub(crate) mod score;
 pub(crate) mod segment;
 pub(crate) mod train;
+mod vqa;
 
 use std::{
     fs,

@@ -32,7 +32,7 @@ impl Opened {
         match args.dataset {
             DatasetName::Scenes => Self::scenes(args),
             DatasetName::Vqav2 => bail!(WrongUsage(
-                "vqav2 has answers, not masks: `refseg score` judges a file of them",
+                "vqav2 has answers, not masks: `refseg eval` asks for them, and `refseg score` judges them",
             )),
             DatasetName::Source(source) => {
                 let Some(root) = &args.data else {

@@ -7,20 +7,17 @@ use refseg_data::{
     evaluate::{Examples, Ids},
     metrics::Rules,
     predictions::{self, Answers, Reading},
-    vqa,
 };
-use serde_json::json;
 
 use super::{
     judgement::{About, Judgement, System},
     opened::Opened,
-    shell_word,
+    shell_word, vqa,
 };
 use crate::{
     cli::{DatasetName, ScoreArgs},
     console::Console,
     failure::WrongUsage,
-    table::{Align, Table},
 };
 
 /// Systems that can stand side by side.
@@ -28,7 +25,7 @@ const SYSTEMS: usize = 2;
 
 pub(crate) fn run(args: &ScoreArgs, console: &Console) -> Result<()> {
     if args.data.dataset == DatasetName::Vqav2 {
-        return visual_questions(args, console);
+        return vqa::score(args, console);
     }
     let opened = Opened::open(&args.data, console)?;
     let examples = &*opened.examples;
@@ -115,32 +112,4 @@ fn read(path: &Path, examples: &dyn Examples, keep_going: bool) -> Result<Answer
         expressions.map(String::as_str),
         reading,
     )?)
-}
-
-/// VQAv2: short answers to questions, not masks.
-fn visual_questions(args: &ScoreArgs, console: &Console) -> Result<()> {
-    let (Some(annotations), [answers]) = (&args.data.data, &args.predictions[..]) else {
-        bail!(WrongUsage(
-            "vqav2 takes one file of answers, and --data with the file of annotations",
-        ));
-    };
-    let annotations = vqa::read_annotations(annotations)?;
-    let scores = vqa::score(&annotations, &vqa::read_answers(answers)?)?;
-    if args.json {
-        return console.json(&json!({
-            "dataset": "vqav2",
-            "metrics": {"accuracy": scores.accuracy},
-            "counts": {"questions": scores.questions},
-            "by_answer_type": scores.by_answer_type,
-            "by_question_type": scores.by_question_type,
-        }));
-    }
-    let mut table = Table::markdown(&[("answers", Align::Left), ("accuracy", Align::Right)]);
-    for (kind, accuracy) in &scores.by_answer_type {
-        table.row([kind.as_str().into(), format!("{accuracy:.2}").into()]);
-    }
-    if let Some(accuracy) = scores.accuracy {
-        table.row(["all".into(), format!("{accuracy:.2}").into()]);
-    }
-    console.result(table)
 }

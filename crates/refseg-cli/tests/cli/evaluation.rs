@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::desk::{Desk, LORA_MODEL, MODEL, Ran, check_snapshot, fixture};
 
@@ -258,6 +258,95 @@ fn answers_to_questions_are_scored() {
     let expected = 100.0 * (2.0 * (1.0 / 3.0) + 8.0 * (2.0 / 3.0)) / 10.0;
     let found = document["metrics"]["accuracy"].as_f64().expect("a number");
     assert!((found - expected).abs() < 1e-9, "{found}, {expected}");
+}
+
+/// A language model is asked about its pictures, and judged as anybody's answers are.
+#[test]
+fn a_model_answers_visual_questions() {
+    let desk = Desk::new();
+    fs::create_dir(desk.path().join("val2014")).expect("a folder");
+    for id in [7, 42] {
+        let name = format!("val2014/COCO_val2014_{id:012}.jpg");
+        fs::copy(
+            fixture(&format!("{MODEL}/image.png")),
+            desk.path().join(name),
+        )
+        .expect("a picture");
+    }
+    let asked = [
+        (1, 42, "Is it red?"),
+        (2, 7, "How many?"),
+        (3, 42, "Is it?"),
+    ];
+    let questions: Vec<Value> = asked
+        .iter()
+        .map(|(id, image, text)| json!({"question_id": id, "image_id": image, "question": text}))
+        .collect();
+    desk.write(
+        "v2_OpenEnded_mscoco_val2014_questions.json",
+        json!({"questions": questions}).to_string().as_bytes(),
+    );
+    let annotations: Vec<Value> = asked
+        .iter()
+        .map(|(id, ..)| {
+            json!({"question_id": id, "question_type": "is", "answer_type": "other",
+                   "answers": vec![json!({"answer": "no"}); 10]})
+        })
+        .collect();
+    let known = "v2_mscoco_val2014_annotations.json";
+    desk.write(
+        known,
+        json!({"annotations": annotations}).to_string().as_bytes(),
+    );
+
+    let model = fixture(MODEL).display().to_string();
+    let eval = |more: &[&str]| {
+        let args = [
+            "eval",
+            "--dataset",
+            "vqav2",
+            "--data",
+            ".",
+            "-m",
+            &model,
+            "--out",
+            "run",
+        ];
+        desk.json(&[&args[..], &["--json"], more].concat())
+    };
+    let whole = eval(&[]);
+    assert_eq!(whole["counts"]["questions"], 3);
+    let judged = desk.json(&[
+        "score",
+        "run/answers.json",
+        "--dataset",
+        "vqav2",
+        "--data",
+        known,
+        "--json",
+    ]);
+    assert_eq!(whole, judged);
+    // Questions are asked as `ask` asks them, those of one picture together.
+    let said = fs::read(desk.path().join("run/answers.json")).expect("answers");
+    let said: Value = serde_json::from_slice(&said).expect("JSON");
+    for (i, (id, image, text)) in asked.iter().enumerate() {
+        let picture = format!("val2014/COCO_val2014_{image:012}.jpg");
+        let question = format!("{text} Answer:");
+        let alone = desk.json(&[
+            "ask",
+            &picture,
+            &question,
+            "-m",
+            &model,
+            "--max-tokens",
+            "10",
+            "--json",
+        ]);
+        let answer = alone["answer"].as_str().expect("text").trim();
+        assert_eq!(said[i], json!({"question_id": id, "answer": answer}));
+    }
+    // The first picture has two of the questions.
+    assert_eq!(eval(&["--limit", "1"])["counts"]["questions"], 2);
 }
 
 /// Everything that is wrong with how evaluations are called, or with what they are given.

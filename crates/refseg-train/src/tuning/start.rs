@@ -43,7 +43,7 @@ const MARKERS: [&str; 2] = ["[SEG]", "[REJ]"];
 impl Start {
     /// `builtin`, or a folder.
     pub fn named(model: &Path) -> Self {
-        if model == Path::new(builtin::NAME) && !model.is_dir() {
+        if builtin::is(builtin::NAME, model) {
             Self::Builtin
         } else {
             Self::Folder(model.to_owned())

@@ -72,6 +72,18 @@ impl Backbone {
         Self::new(folder.display().to_string(), &config, tokenizer, stops)
     }
 
+    /// A model that is part of the program, by what its files hold.
+    pub(crate) fn embedded(
+        name: &str,
+        config: &[u8],
+        tokenizer: Tokenizer,
+    ) -> Result<Self, ChatError> {
+        let path = PathBuf::from(name).join("config.json");
+        let config = ConfigFile::parse(path, config.to_vec())?;
+        let stops = config.own_stops()?;
+        Self::new(name.to_owned(), &config, tokenizer, stops)
+    }
+
     fn new(
         name: String,
         config: &ConfigFile,

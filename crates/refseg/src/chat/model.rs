@@ -8,6 +8,7 @@ use super::{
     speaker::Speaker,
 };
 use crate::{
+    builtin,
     image::Image,
     nn::{StoredTensors, TensorSource},
     predictor::Options,
@@ -26,17 +27,21 @@ pub struct ChatModel {
 }
 
 /// Opens a model folder: LLaVA-NeXT in the original layout or in that of
-/// `transformers`, Qwen-VL-Chat, or InternVL, MLLMSeg's models included.
+/// `transformers`, Qwen-VL-Chat, or InternVL, MLLMSeg's models included; or the
+/// language model of the pair called `builtin-sam4mllm`.
 ///
 /// # Errors
 /// If there is no such folder, or a file of it is missing, damaged, does not
 /// fit the others or is of an unsupported kind.
 pub fn open(folder: impl AsRef<Path>, options: &Options) -> Result<ChatModel, ChatError> {
+    if builtin::is(builtin::PAIR_NAME, folder.as_ref()) {
+        return builtin::mllm(options);
+    }
     ChatModel::load(folder.as_ref(), None, options)
 }
 
 /// As [`open`], with the peft adapter of another folder merged into the weights
-/// while they are read.
+/// while they are read. The built-in pair's takes none.
 ///
 /// # Errors
 /// As [`open`]; and if the adapter is missing, damaged, or another model's.
@@ -97,7 +102,7 @@ impl ChatModel {
     }
 
     /// The model of a backbone and a checkpoint, which may have more than the network needs.
-    fn of_weights(
+    pub(crate) fn of_weights(
         backbone: &Backbone,
         weights: &Weights,
         options: &Options,

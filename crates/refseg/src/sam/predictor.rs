@@ -12,6 +12,7 @@ use super::{
     recognise::{EFFICIENT_VIT_KEY, TINY_VIT_KEY, VIT_KEY},
 };
 use crate::{
+    builtin,
     image::Image,
     internvl::ConfigError,
     mask::{Mask, MaskError, resize_bilinear},
@@ -220,7 +221,8 @@ const PROMPTS_AT_ONCE: usize = 8;
 const NEEDLESS: [&str; 2] = ["image_encoder.norm_head.", "image_encoder.head."];
 
 impl SamPredictor {
-    /// Loads a model: an official checkpoint (`.pth`, `.pt`, `.safetensors`), or a folder.
+    /// Loads a model: an official checkpoint (`.pth`, `.pt`, `.safetensors`), or a folder; or that of
+    /// the pair called `builtin-sam4mllm`.
     ///
     /// A folder has its weights under one of the names that [`Weights::open`] knows. Where it has a
     /// `config.json`, sizes are taken from there; otherwise, and for a file, from the tensors.
@@ -229,12 +231,16 @@ impl SamPredictor {
     /// If there is no such model, or a file of it is missing, damaged or does not fit the others.
     pub fn load(model: impl AsRef<Path>, options: &Options) -> Result<Self, SamError> {
         let path = model.as_ref();
+        if builtin::is(builtin::PAIR_NAME, path) {
+            return builtin::sam(options);
+        }
         Self::assemble(path, open(path)?, options)
     }
 
     /// Loads a model and lays fine-tuned tensors over it, such as those of a decoder.
     ///
     /// The prefix `model.`, under which training code keeps the network, is left out of their names.
+    /// The built-in pair's takes none.
     ///
     /// # Errors
     /// As [`SamPredictor::load`], and if `tuned` holds a tensor that the model does not have.
@@ -263,16 +269,21 @@ impl SamPredictor {
         } else {
             StoredTensors::without_config(&weights, device)
         };
+        Self::of_stored(path.display().to_string(), config, source, options)
+    }
+
+    /// The model of these sizes and a checkpoint, which may have more than the network needs.
+    pub(crate) fn of_stored(
+        name: String,
+        config: Config,
+        source: StoredTensors<'_>,
+        options: &Options,
+    ) -> Result<Self, SamError> {
         let source = source.packed(options.precision);
         let model = Sam::load(&Tensors::root(&source), &config)?;
         let mut unused = source.unused();
         unused.retain(|key| !NEEDLESS.iter().any(|prefix| key.starts_with(prefix)));
-        Ok(Self::joined(
-            path.display().to_string(),
-            config,
-            model,
-            unused,
-        ))
+        Ok(Self::joined(name, config, model, unused))
     }
 
     /// The model of these sizes and tensors: a checkpoint's, or those of a training run.

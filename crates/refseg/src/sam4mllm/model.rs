@@ -14,6 +14,7 @@ use super::{
     texts::{AnswerCount, Method, NO, PromptedObject, YES, first_question, second_question},
 };
 use crate::{
+    builtin,
     chat::{self, Conversation, Mllm, Question},
     image::Image,
     mask::Mask,
@@ -75,11 +76,15 @@ pub struct ReadObject {
 }
 
 impl Sam4Mllm {
-    /// Loads the pair of models of a folder with `sam4mllm.json`.
+    /// Loads the pair of models of a folder with `sam4mllm.json`, or the one called
+    /// `builtin-sam4mllm`.
     ///
     /// # Errors
     /// If the file is at fault, or a model cannot be loaded.
     pub fn load(folder: &Path, options: &Options) -> Result<Self, PredictorError> {
+        if builtin::is(builtin::PAIR_NAME, folder) {
+            return Self::builtin(options);
+        }
         let pair = Pair::from_folder(folder)?;
         let mllm = match &pair.adapter {
             None => chat::open(&pair.mllm, options),
@@ -91,6 +96,17 @@ impl Sam4Mllm {
         };
         let name = folder.display().to_string();
         Self::new(name, Box::new(mllm), sam, pair.settings)
+    }
+
+    /// The pair that is part of the program.
+    ///
+    /// # Errors
+    /// None: its files are part of the program, and tests read them.
+    pub fn builtin(options: &Options) -> Result<Self, PredictorError> {
+        let mllm = Box::new(builtin::mllm(options)?);
+        let sam = builtin::sam(options)?;
+        let settings = builtin::pair_settings()?;
+        Self::new(builtin::PAIR_NAME.to_owned(), mllm, sam, settings)
     }
 
     /// Pairs two models that are already there.
@@ -117,6 +133,11 @@ impl Sam4Mllm {
                 words,
             }),
         })
+    }
+
+    /// The language model.
+    pub fn mllm(&self) -> &dyn Mllm {
+        &*self.inner.mllm
     }
 
     /// How the models are asked.

@@ -13,6 +13,7 @@ use super::{
     prompts::Thresholds,
     texts::{AnswerCount, Method, UnknownName, Wording},
 };
+use crate::builtin;
 
 /// The file that makes a folder a pair of models.
 pub const PAIR_FILE: &str = "sam4mllm.json";
@@ -136,12 +137,21 @@ impl Settings {
             ..Self::paper()
         }
     }
+
+    /// What a `sam4mllm.json` in memory says besides paths; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Pair::from_folder`].
+    pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self, PairError> {
+        Written::parse(bytes, path)?.settings(path)
+    }
 }
 
 impl Pair {
-    /// Whether a folder holds a pair of models.
-    pub fn is_in(folder: &Path) -> bool {
-        folder.join(PAIR_FILE).is_file()
+    /// Whether a folder holds a pair of models, or the built-in pair is meant, which
+    /// [`Pair::from_folder`] does not know.
+    pub fn is_in(model: &Path) -> bool {
+        builtin::is(builtin::PAIR_NAME, model) || model.join(PAIR_FILE).is_file()
     }
 
     /// Reads `sam4mllm.json` of a folder; the models are not looked at.
@@ -155,10 +165,7 @@ impl Pair {
             path: path.clone(),
             source,
         })?;
-        let written: Written = serde_json::from_slice(&text).map_err(|source| PairError::Json {
-            path: path.clone(),
-            source,
-        })?;
+        let written = Written::parse(&text, &path)?;
         let settings = written.settings(&path)?;
         let below = |written: Option<PathBuf>| written.map(|path| folder.join(path));
         Ok(Self {
@@ -192,6 +199,13 @@ struct Written {
 }
 
 impl Written {
+    fn parse(bytes: &[u8], path: &Path) -> Result<Self, PairError> {
+        serde_json::from_slice(bytes).map_err(|source| PairError::Json {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
     /// The preset, changed by what is written beside it.
     fn settings(&self, path: &Path) -> Result<Settings, PairError> {
         let preset: Preset = named(path, "preset", &self.preset)?.unwrap_or(Preset::Paper);

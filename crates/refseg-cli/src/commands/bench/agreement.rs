@@ -1,7 +1,7 @@
 //! `refseg bench --agreement`: what a precision does to the masks of a model.
 
 use anyhow::Result;
-use refseg::{Image, Predictor, nn::Precision};
+use refseg::{Image, nn::Precision};
 use refseg_data::scenes::{Scene, SceneOptions, Split};
 use serde::Serialize;
 
@@ -18,8 +18,8 @@ pub(super) fn run(args: &BenchArgs, scenes: usize, console: &Console) -> Result<
     let mut exact = options.clone();
     exact.precision = Precision::F32;
     let (model, reference) = (
-        Predictor::load(&args.model, &options)?,
-        Predictor::load(&args.model, &exact)?,
+        refseg::open(&args.model, &options)?,
+        refseg::open(&args.model, &exact)?,
     );
     warn_of_unused(model.name(), model.unused_tensors(), console);
 
