@@ -553,7 +553,6 @@ mod tests {
         }
     }
 
-    /// Every row of the specification's table for the decoder alone: D = 64, two expressions.
     /// Parameter counts of the paper's Table 4, for the 8B width.
     #[test]
     fn ablations_have_the_published_sizes() -> Result<(), WeightsError> {
@@ -570,6 +569,7 @@ mod tests {
         Ok(())
     }
 
+    /// Every row of the specification's table for the decoder alone: D = 64, two expressions.
     #[test]
     fn every_stage_gives_the_specified_values() {
         let mut config = Config::preset("internvl2_5-1b").expect("a preset");
