@@ -3,8 +3,9 @@
 //!
 //! A model sees exactly what its Python reference saw: JPEG is decoded as
 //! libjpeg-turbo does it, and [`Image::resize`] reproduces Pillow's bicubic filter bit
-//! for bit, [`Image::resize_bilinear`] its bilinear one. (Pillow up to 11: later versions run the vertical pass first for some very
-//! narrow pictures, then for more of them.)
+//! for bit, [`Image::resize_bilinear`] its bilinear one. (Pillow up to 11: later versions run the
+//! vertical pass first for some very narrow pictures; from 13 on, wherever the height shrinks by
+//! more than twice as many pixels as the width, which moves some levels a little.)
 
 mod decode;
 mod resize;
