@@ -5,6 +5,7 @@
 //! SAM4MLLM, [`conversing`], a language model that answers questions about a picture, and
 //! [`outlining`], a Segment Anything model that draws what prompts mean.
 
+mod canvas;
 pub mod checkpoint;
 pub mod conversing;
 pub mod curve;

@@ -470,6 +470,13 @@ pub(crate) fn check_quality(qualities: Option<[u8; 2]>) -> Result<(), RecipeErro
     check("data.jpeg_quality", &found, fit, expected)
 }
 
+/// Refuses canvases that are shorter than their pictures, or huge.
+pub(crate) fn check_stretch(longest: Option<f64>) -> Result<(), RecipeError> {
+    let longest = longest.unwrap_or(1.0);
+    let fit = (1.0..=10.0).contains(&longest);
+    check("data.stretch", &longest, fit, "1 to 10")
+}
+
 pub(crate) fn is_positive(x: f64) -> bool {
     x.is_finite() && x > 0.0
 }

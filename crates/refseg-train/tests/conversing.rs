@@ -203,7 +203,13 @@ fn assert_same(found: &Parameters, expected: &Parameters) {
 fn everything_learns() -> Outcome {
     let (start, _) = begun()?;
     let folder = tempfile::tempdir()?;
-    let recipe = recipe(&["talk.probed=1.0", "talk.ppg=1.0", "talk.pqpp=1.0"])?;
+    // Pictures of one shape, so that losses of different lessons can be compared.
+    let recipe = recipe(&[
+        "talk.probed=1.0",
+        "talk.ppg=1.0",
+        "talk.pqpp=1.0",
+        "data.stretch=none",
+    ])?;
     let held_out = Some(Box::new(scenes(1)) as Box<_>);
     let mut run = open_judged(folder.path(), start.path(), &recipe, held_out)?;
     let (mut losses, mut judged) = (Vec::new(), 0);

@@ -16,6 +16,7 @@ use refseg_data::conversations::{
 use super::recipe::{Order, Recipe};
 use crate::{
     TrainError,
+    canvas::stretched,
     draws::{self, MOST_DRAWS, choose, take, worn},
 };
 
@@ -62,6 +63,7 @@ impl Lessons {
         for _ in 0..MOST_DRAWS {
             let set = choose(&self.sets, &mut random);
             let (_, image, described) = set.described_picture(random.below(set.count()))?;
+            let (image, described) = stretched(image, described, recipe.data.stretch, &mut random)?;
             let talks = self.talks(recipe, backbone, &image, described, &mut random)?;
             if !talks.is_empty() {
                 let image = worn(image, recipe.data.jpeg_quality, &mut random)?;

@@ -7,7 +7,9 @@ use refseg::sam4mllm::{AnswerCount, Method, ProbePattern};
 use refseg_data::conversations::{self, Spread};
 use serde::{Deserialize, Serialize};
 
-use crate::recipes::{Book, Common, check, check_quality, check_sets, is_positive, is_share};
+use crate::recipes::{
+    Book, Common, check, check_quality, check_sets, check_stretch, is_positive, is_share,
+};
 pub use crate::recipes::{Optimiser, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a language model is taught.
@@ -50,6 +52,10 @@ pub struct Data {
     /// sees them; none leaves them as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jpeg_quality: Option<[u8; 2]>,
+    /// Half of the pictures lie on a canvas that is longer than they are, at most so many times;
+    /// none leaves them as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stretch: Option<f64>,
     /// Side in pixels of the square that the model sees, whatever the picture's shape.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub squash: Option<u32>,
@@ -223,6 +229,7 @@ impl Recipe {
         self.common().check()?;
         check_sets(&self.data.sets)?;
         check_quality(self.data.jpeg_quality)?;
+        check_stretch(self.data.stretch)?;
         let squash = self.data.squash.unwrap_or(1);
         let fits = (1..=4096).contains(&squash);
         check("data.squash", &squash, fits, "a side of 1 to 4096 pixels")?;

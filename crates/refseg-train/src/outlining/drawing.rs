@@ -11,6 +11,7 @@ use refseg_data::conversations::{Described, DescribedPictures, Object};
 use super::recipe::{Prompts, Recipe};
 use crate::{
     TrainError,
+    canvas::stretched,
     draws::{self, MOST_DRAWS, choose, take, worn},
 };
 
@@ -57,6 +58,7 @@ impl Drawings {
         for _ in 0..MOST_DRAWS {
             let set = choose(&self.sets, &mut random);
             let (_, image, described) = set.described_picture(random.below(set.count()))?;
+            let (image, described) = stretched(image, described, recipe.data.stretch, &mut random)?;
             let Described { mut objects, .. } = described;
             objects.retain(|object| object.mask.area() > 0);
             take(&mut objects, recipe.data.objects, &mut random);

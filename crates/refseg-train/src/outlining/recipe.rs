@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::recipes::{Book, Common, check, check_quality, check_sets};
+use crate::recipes::{Book, Common, check, check_quality, check_sets, check_stretch};
 pub use crate::recipes::{Optimiser, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a Segment Anything model is trained.
@@ -48,6 +48,10 @@ pub struct Data {
     /// sees them; none leaves them as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jpeg_quality: Option<[u8; 2]>,
+    /// Half of the pictures lie on a canvas that is longer than they are, at most so many times;
+    /// none leaves them as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stretch: Option<f64>,
     /// Objects of one picture that are learned from at once, at most.
     pub objects: usize,
 }
@@ -133,6 +137,7 @@ impl Recipe {
         self.common().check()?;
         check_sets(&self.data.sets)?;
         check_quality(self.data.jpeg_quality)?;
+        check_stretch(self.data.stretch)?;
         let Prompts {
             boxes,
             points,

@@ -9,7 +9,7 @@ use refseg::{
 use refseg_data::scenes::{Colour, Scene, SceneOptions, ScenePhrase, Shape, Split};
 
 use super::auxiliary::SCALES;
-use crate::TrainError;
+use crate::{TrainError, canvas::Canvas};
 
 /// What the network sees and what it should answer, for `B` pictures with `Q` phrases each.
 #[derive(Debug, Clone)]
@@ -218,22 +218,12 @@ impl PatchLabels {
     }
 }
 
-/// A scene on a canvas that may be wider or taller than it.
-///
-/// The model sees every picture squeezed into a square. Scenes are square, so
-/// without wider and taller ones it would never see a squeezed shape.
+/// A scene on a canvas.
 struct View<'a> {
     scene: &'a Scene,
-    width: usize,
-    height: usize,
-    /// Where the scene's left edge lies.
-    left: usize,
-    /// Where its top edge lies.
-    top: usize,
+    canvas: Canvas,
 }
 
-/// Pictures that are stretched, of a hundred.
-const STRETCHED: usize = 50;
 /// The longest side over the shortest: 16 : 9 pictures are inside it.
 const LONGEST_ASPECT: f64 = 1.8;
 
@@ -243,48 +233,30 @@ impl<'a> View<'a> {
         let side = scene.size as usize;
         Self {
             scene,
-            width: side,
-            height: side,
-            left: 0,
-            top: 0,
+            canvas: Canvas::of((side, side)),
         }
     }
 
     /// The scene, often on a wider or taller canvas.
     fn stretched(scene: &'a Scene, random: &mut SplitMix64) -> Self {
-        let mut view = Self::whole(scene);
-        if random.below(100) < STRETCHED {
-            let more = (scene.size as f64 * random.uniform() * (LONGEST_ASPECT - 1.0)) as usize;
-            let before = random.below(more + 1);
-            if random.below(2) == 0 {
-                (view.width, view.left) = (view.width + more, before);
-            } else {
-                (view.height, view.top) = (view.height + more, before);
-            }
+        let side = scene.size as usize;
+        Self {
+            scene,
+            canvas: Canvas::draw((side, side), LONGEST_ASPECT, random),
         }
-        view
     }
 
-    /// The canvas; what lies beside the scene continues its edge.
     fn picture(&self) -> Result<Image, ImageError> {
         let side = self.scene.size as usize;
-        let inside = |at: usize, start: usize| at.saturating_sub(start).min(side - 1);
-        let mut pixels = Vec::with_capacity(self.width * self.height * 3);
-        for y in 0..self.height {
-            let row = &self.scene.pixels[inside(y, self.top) * side * 3..][..side * 3];
-            for x in 0..self.width {
-                pixels.extend_from_slice(&row[inside(x, self.left) * 3..][..3]);
-            }
-        }
-        Image::from_rgb(self.width as u32, self.height as u32, pixels)
+        self.canvas.picture((side, side), &self.scene.pixels)
     }
 
     /// Share of each cell of a `cells × cells` grid over the canvas that a 0/1 mask of the scene
     /// covers, also across pixels cut by a cell's edge.
     fn shares(&self, mask: &[u8], cells: usize) -> Vec<f32> {
         let side = self.scene.size as usize;
-        let across = cell_weights(self.width, cells, self.left, side);
-        let down = cell_weights(self.height, cells, self.top, side);
+        let across = cell_weights(self.canvas.width, cells, self.canvas.left, side);
+        let down = cell_weights(self.canvas.height, cells, self.canvas.top, side);
         let mut shares = Vec::with_capacity(cells * cells);
         let mut row = vec![0.0f32; side];
         for taps in down {
@@ -313,8 +285,13 @@ impl<'a> View<'a> {
                 a[3].max(b[3]),
             ]
         });
-        let (left, top) = (self.left as f32, self.top as f32);
-        let (width, height) = (self.width as f32, self.height as f32);
+        let Canvas {
+            width,
+            height,
+            left,
+            top,
+        } = self.canvas;
+        let [width, height, left, top] = [width, height, left, top].map(|px| px as f32);
         joined.map_or([0.0; 4], |[x1, y1, x2, y2]| {
             [
                 (x1 + left) / width,
@@ -408,12 +385,15 @@ mod tests {
             },
             5,
         );
-        let view = View {
-            scene: &scene,
+        let canvas = Canvas {
             width: 96,
             height: 64,
             left: 20,
             top: 0,
+        };
+        let view = View {
+            scene: &scene,
+            canvas,
         };
         let picture = view.picture().expect("the canvas has pixels");
         assert_eq!((picture.width(), picture.height()), (96, 64));
