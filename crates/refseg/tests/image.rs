@@ -117,6 +117,33 @@ fn bilinear_resize_matches_pillow() -> Result {
     Ok(())
 }
 
+/// Where the height shrinks by more than twice as many pixels as the width, the vertical pass comes
+/// first: the first of these sizes. Computed by Pillow 13.0.0.
+#[test]
+fn tall_pictures_are_resized_as_pillow_13_does() -> Result {
+    let (width, height) = (60, 140);
+    let level = |at: u32| {
+        let (x, y, c) = (at / 3 % width, at / 3 / width, at % 3);
+        ((x * x * 7 + y * y * 13 + x * y * 5 + c * 37) % 256) as u8
+    };
+    let image = Image::from_rgb(width, height, (0..width * height * 3).map(level).collect())?;
+    for (width, height, bicubic, bilinear) in [
+        (56, 56, 0x0ccd_cad3_9581_fa61, 0x4217_9d9e_fd95_c9fd),
+        (30, 100, 0x5b30_b441_0b7e_35f2, 0x569b_7b92_a82f_20bf),
+        (50, 120, 0xc0cf_1921_e6d3_6303, 0xefe4_9f56_f2eb_f7ba),
+    ] {
+        let resized = image.resize_as_pillow_13(width, height);
+        assert_eq!(fnv(resized.pixels()), bicubic, "{width}x{height}");
+        let resized = image.resize_bilinear(width, height);
+        assert_eq!(fnv(resized.pixels()), bilinear, "{width}x{height}");
+    }
+    // The two passes in the other order, one at a time.
+    let older = image.resize(56, 56);
+    assert_eq!(fnv(older.pixels()), 0xa1f8_e50b_e37d_2e06);
+    assert_eq!(older, image.resize(56, 140).resize(56, 56));
+    Ok(())
+}
+
 #[test]
 fn normalised_matches_reference() -> Result {
     let values = drawn("img.c", 448, 300)?.resize(448, 448).normalised();

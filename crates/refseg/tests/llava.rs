@@ -132,32 +132,16 @@ impl Fixture {
         Ok(Image::open(self.folder.join(&case.image))?)
     }
 
-    /// The views of a case as the fixture has them, and whether they are ours.
-    ///
-    /// The fixture was resized by Pillow 13, which takes the vertical pass first
-    /// where older ones, and so refseg, take the horizontal one: of these
-    /// pictures, for one base view.
+    /// The views of a case.
     fn views(
         &self,
         pictures: &PictureEncoder,
         case: &Case,
-    ) -> Result<(Geometry, Vec<Image>, bool), Box<dyn Error>> {
+    ) -> Result<(Geometry, Vec<Image>), Box<dyn Error>> {
         let image = self.image(case)?;
         let geometry = pictures.geometry(&image);
-        let side = geometry.tile_px;
-        let mut views = geometry.views(&image);
-        let Values { values, stride, .. } = &self.expected[&format!("{}.pixel_values", case.name)];
-        let base = thinned(&views[0], *stride);
-        let is_ours = base
-            .iter()
-            .zip(values)
-            .all(|(a, b)| (a - b).abs() <= FEATURE);
-        if !is_ours {
-            views[0] = image
-                .resize(image.width(), side as u32)
-                .resize(side as u32, side as u32);
-        }
-        Ok((geometry, views, is_ours))
+        let views = geometry.views(&image);
+        Ok((geometry, views))
     }
 
     fn id(&self, name: &str) -> u32 {
@@ -388,7 +372,7 @@ fn pictures_become_the_same_tokens() -> Outcome {
                 [image.width() as usize, image.height() as usize],
                 [case.width, case.height]
             );
-            let (geometry, views, is_ours) = fixture.views(pictures, case)?;
+            let (geometry, views) = fixture.views(pictures, case)?;
             assert_eq!(geometry.canvas_px, case.best_resolution);
             assert_eq!([geometry.rows.len(), geometry.columns.len()], case.grid);
             assert_eq!(views.len(), case.tiles);
@@ -414,11 +398,7 @@ fn pictures_become_the_same_tokens() -> Outcome {
             let packed = pictures.forward_views(&geometry, &views);
             assert_eq!(packed.dims()[1], case.image_tokens);
             assert_eq!(geometry.tokens(side / 14), case.image_tokens);
-            if is_ours {
-                assert_eq!(values(pictures.forward(&image)), values(packed.clone()));
-            } else {
-                assert_eq!(case.name, "case1", "{}", fixture.folder.display());
-            }
+            assert_eq!(values(pictures.forward(&image)), values(packed.clone()));
             fixture.compare(&name("packed_image_features"), &values(packed), FEATURE);
         }
         Ok(())
@@ -431,7 +411,7 @@ fn prompts_read_whole_give_the_same_logits() -> Outcome {
         let network = fixture.network(None)?;
         let (no, yes) = (fixture.id("no"), fixture.id("yes"));
         for case in &fixture.description.cases {
-            let (geometry, views, _) = fixture.views(&network.pictures, case)?;
+            let (geometry, views) = fixture.views(&network.pictures, case)?;
             let packed = network.pictures.forward_views(&geometry, &views);
             for (round, ids) in prompts(case) {
                 let name = |part: &str| format!("{}.{round}.{part}", case.name);
@@ -565,10 +545,9 @@ fn conversations_say_what_the_reference_says() -> Outcome {
             assert_eq!(as_floats(&answer), expected("round1.generated_ids"));
             assert_eq!(answer.text, case.round1_generated_text);
             assert!(!answer.ended);
-            let (.., is_ours) = fixture.views(&network.pictures, case)?;
             let sure = log_probability(expected("round1.logits_last"), answer.ids[0]);
             let gap = (answer.log_probabilities[0] - sure).abs();
-            assert!(gap < LOGIT || !is_ours, "{answer:?}");
+            assert!(gap < LOGIT, "{answer:?}");
 
             let after = picture.followed_by(first, &case.round1_answer)?;
             let question_tokens = case.round2_length - after.length();
@@ -608,9 +587,6 @@ fn conversations_say_what_the_reference_says() -> Outcome {
                 ids.push(i64::from(chosen));
             }
             assert_eq!(answers[1].ids.len(), case.forced_ids.len());
-            if !is_ours {
-                continue;
-            }
             // As long as the same was answered, the reference's own figures.
             let same = answers[1]
                 .ids

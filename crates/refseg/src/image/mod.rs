@@ -3,9 +3,9 @@
 //!
 //! A model sees exactly what its Python reference saw: JPEG is decoded as
 //! libjpeg-turbo does it, and [`Image::resize`] reproduces Pillow's bicubic filter bit
-//! for bit, [`Image::resize_bilinear`] its bilinear one. (Pillow up to 11: later versions run the
-//! vertical pass first for some very narrow pictures; from 13 on, wherever the height shrinks by
-//! more than twice as many pixels as the width, which moves some levels a little.)
+//! for bit, [`Image::resize_bilinear`] its bilinear one. Versions of Pillow differ in which
+//! pass comes first, which moves some levels a little: MLLMSeg was published with Pillow up to
+//! 11, what SAM4MLLM's parts are compared with was computed by Pillow 13.
 
 mod decode;
 mod resize;
@@ -20,7 +20,7 @@ use ::image::codecs::png::PngEncoder;
 use ::image::{ExtendedColorType, ImageEncoder};
 use libjpeg_turbo_rs::{PixelFormat, Subsampling};
 
-use self::resize::Filter;
+use self::resize::{Filter, Order};
 
 /// Mean of each colour channel over ImageNet, for values in 0–1.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -152,26 +152,35 @@ impl Image {
         &self.pixels
     }
 
-    /// Resizes to exactly `width` × `height`, whatever the aspect ratio, with Pillow's
-    /// bicubic filter, horizontal pass first: the result has the same bytes.
+    /// Resizes to exactly `width` × `height`, whatever the aspect ratio, with the bicubic filter
+    /// of Pillow up to 11, horizontal pass first: the result has the same bytes.
     ///
     /// # Panics
     /// If `width` or `height` is zero: sizes come from a checked configuration, not
     /// from a picture.
     pub fn resize(&self, width: u32, height: u32) -> Self {
-        self.resize_with(width, height, Filter::Bicubic)
+        self.resize_with(width, height, Filter::Bicubic, Order::HorizontalFirst)
     }
 
-    /// [`Image::resize`] with Pillow's bilinear filter, which mixes all the pixels that
+    /// [`Image::resize`] with the bytes of Pillow 13, where the vertical pass comes first if the
+    /// height shrinks by more than twice as many pixels as the width.
+    ///
+    /// # Panics
+    /// As [`Image::resize`].
+    pub fn resize_as_pillow_13(&self, width: u32, height: u32) -> Self {
+        self.resize_with(width, height, Filter::Bicubic, Order::ShrinkFirst)
+    }
+
+    /// [`Image::resize_as_pillow_13`] with the bilinear filter, which mixes all the pixels that
     /// become one when a picture shrinks.
     ///
     /// # Panics
     /// As [`Image::resize`].
     pub fn resize_bilinear(&self, width: u32, height: u32) -> Self {
-        self.resize_with(width, height, Filter::Bilinear)
+        self.resize_with(width, height, Filter::Bilinear, Order::ShrinkFirst)
     }
 
-    fn resize_with(&self, width: u32, height: u32, filter: Filter) -> Self {
+    fn resize_with(&self, width: u32, height: u32, filter: Filter, order: Order) -> Self {
         assert!(
             width > 0 && height > 0,
             "cannot resize to {width}x{height}: both sides must be positive"
@@ -181,7 +190,7 @@ impl Image {
         Self {
             width,
             height,
-            pixels: resize::resize(&self.pixels, from, to, filter),
+            pixels: resize::resize(&self.pixels, from, to, filter, order),
         }
     }
 

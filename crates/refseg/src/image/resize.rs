@@ -1,6 +1,6 @@
-//! Bicubic and bilinear resizing with the bytes of Pillow (up to version 11).
+//! Bicubic and bilinear resizing with the bytes of Pillow.
 //!
-//! Separable: a horizontal pass, then a vertical one, each in fixed point and rounded
+//! Separable: a horizontal pass and a vertical one, each in fixed point and rounded
 //! to 8 bits; a pass whose side stays the same is skipped.
 
 /// Fractional bits of a weight.
@@ -18,20 +18,40 @@ pub(super) enum Filter {
     Bilinear,
 }
 
+/// Which pass comes first. As each rounds to 8 bits, that moves some levels a little.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Order {
+    /// The horizontal one: Pillow up to 11.
+    HorizontalFirst,
+    /// The vertical one where the height shrinks, and by more than twice as many pixels as the
+    /// width: Pillow 13.
+    ShrinkFirst,
+}
+
 /// Resizes RGB pixels; `from` and `to` are (width, height), all positive.
 pub(super) fn resize(
     pixels: &[u8],
     from: (usize, usize),
     to: (usize, usize),
     filter: Filter,
+    order: Order,
 ) -> Vec<u8> {
-    let wide =
-        (from.0 != to.0).then(|| resize_rows(pixels, &windows(from.0, to.0, filter), from.0));
-    let pixels = wide.as_deref().unwrap_or(pixels);
-    if from.1 != to.1 {
-        return resize_columns(pixels, &windows(from.1, to.1, filter), to.0);
+    let rows = |pixels: Vec<u8>| match from.0 == to.0 {
+        true => pixels,
+        false => resize_rows(&pixels, &windows(from.0, to.0, filter), from.0),
+    };
+    let columns = |pixels: Vec<u8>, width: usize| match from.1 == to.1 {
+        true => pixels,
+        false => resize_columns(&pixels, &windows(from.1, to.1, filter), width),
+    };
+    let [narrower, lower] =
+        [(from.0, to.0), (from.1, to.1)].map(|(from, to)| from as i64 - to as i64);
+    match order {
+        Order::ShrinkFirst if lower > 0 && lower > 2 * narrower => {
+            rows(columns(pixels.to_vec(), from.0))
+        }
+        _ => columns(rows(pixels.to_vec()), to.0),
     }
-    pixels.to_vec()
 }
 
 /// The input pixels that make one output pixel.
@@ -162,7 +182,10 @@ mod tests {
             let pixels = [255, 0, 77].repeat(from.0 * from.1);
             let expected = [255, 0, 77].repeat(to.0 * to.1);
             for filter in [Filter::Bicubic, Filter::Bilinear] {
-                assert_eq!(resize(&pixels, from, to, filter), expected);
+                assert_eq!(
+                    resize(&pixels, from, to, filter, Order::HorizontalFirst),
+                    expected
+                );
             }
         }
     }

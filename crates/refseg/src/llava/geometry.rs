@@ -73,7 +73,7 @@ impl Geometry {
     pub fn views(&self, image: &Image) -> Vec<Image> {
         let side = self.tile_px as u32;
         let [width, height] = self.resized_px.map(|side| side as u32);
-        let resized = image.resize(width, height);
+        let resized = image.resize_as_pillow_13(width, height);
         let [columns, rows] = self.grid();
         let [left, top] = self.paste_px.map(|offset| offset as i64);
         let tile = |row: usize, column: usize| {
@@ -81,7 +81,7 @@ impl Geometry {
             resized.window(corner(column) - left, corner(row) - top, side, side)
         };
         let tiles = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
-        std::iter::once(image.resize(side, side))
+        std::iter::once(image.resize_as_pillow_13(side, side))
             .chain(tiles.map(|(row, column)| tile(row, column)))
             .collect()
     }
