@@ -350,6 +350,9 @@ pub(crate) struct BenchArgs {
         conflicts_with_all = ["image", "phrases", "repeat"]
     )]
     pub(crate) agreement: Option<NonZeroUsize>,
+    /// Say what the first phrase's time goes to instead
+    #[arg(long, env = "REFSEG_PROFILE", conflicts_with_all = ["phrases", "agreement"], value_parser = FalseyValueParser::new())]
+    pub(crate) profile: bool,
     /// Measure each step this many times, after once for warming up
     #[arg(long, env = "REFSEG_REPEAT", value_name = "N", default_value = "5")]
     pub(crate) repeat: NonZeroUsize,

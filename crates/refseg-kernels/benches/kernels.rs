@@ -9,9 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rayon::prelude::*;
 use refseg_kernels::{
-    Activation, AttentionShape, Epilogue, InstructionSet, Packed, Precision, attention,
+    Activation, AttentionShape, Epilogue, Heads, InstructionSet, Packed, Precision, attention, peak,
 };
 
 const ROUNDS: usize = 15;
@@ -87,104 +86,18 @@ fn attend(shape: AttentionShape) -> Case<'static> {
     let q = numbers(batch * heads * queries * head_dim, 1);
     let k = numbers(batch * groups * keys * head_dim, 2);
     let v = numbers(batch * groups * keys * head_dim, 3);
-    let mut out = vec![0.0; q.len()];
+    let [q_sizes, kv_sizes] = [[heads, queries, head_dim], [groups, keys, head_dim]];
     Case {
         name: format!("attention {queries}×{keys}, {heads} heads of {head_dim}, {groups} groups"),
         operations: 4e-9 * (batch * heads * queries * keys * head_dim) as f64,
         bytes: 4e-9 * (2 * q.len() + 2 * k.len()) as f64,
-        run: Box::new(move || attention(black_box(&q), &k, &v, shape, None, &mut out)),
+        run: Box::new(move || {
+            let q = Heads::side_by_side(black_box(&q), q_sizes);
+            let [k, v] = [&k, &v].map(|x| Heads::side_by_side(x, kv_sizes));
+            black_box(attention(q, k, v, shape, None));
+        }),
         times: Vec::new(),
     }
-}
-
-/// Billions of f32 operations a second with nothing but fused products, on all threads at once.
-fn peak() -> f64 {
-    const STEPS: usize = 4_000_000;
-    let threads = rayon::current_num_threads();
-    let start = Instant::now();
-    let operations: f64 = (0..threads)
-        .into_par_iter()
-        .map(|_| fused_products(STEPS))
-        .sum();
-    operations * 1e-9 / start.elapsed().as_secs_f64()
-}
-
-/// Runs fused products, and says how many operations they were.
-fn fused_products(steps: usize) -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::*;
-
-        const CHAINS: usize = 12;
-
-        #[target_feature(enable = "avx512f")]
-        fn wide(steps: usize) {
-            let mut sums = [_mm512_set1_ps(black_box(1.0)); CHAINS];
-            let (a, b) = (
-                _mm512_set1_ps(black_box(0.999)),
-                _mm512_set1_ps(black_box(0.001)),
-            );
-            for _ in 0..steps {
-                sums = sums.map(
-                    #[inline(always)]
-                    |sum| _mm512_fmadd_ps(sum, a, b),
-                );
-            }
-            black_box(sums);
-        }
-
-        #[target_feature(enable = "avx2,fma")]
-        fn narrow(steps: usize) {
-            let mut sums = [_mm256_set1_ps(black_box(1.0)); CHAINS];
-            let (a, b) = (
-                _mm256_set1_ps(black_box(0.999)),
-                _mm256_set1_ps(black_box(0.001)),
-            );
-            for _ in 0..steps {
-                sums = sums.map(|sum| _mm256_fmadd_ps(sum, a, b));
-            }
-            black_box(sums);
-        }
-
-        let operations = (2 * CHAINS * steps) as f64;
-        match InstructionSet::current() {
-            InstructionSet::Portable => {}
-            InstructionSet::Avx2 => {
-                // SAFETY: the current set is one that this machine has.
-                unsafe { narrow(steps) };
-                return 8.0 * operations;
-            }
-            _ => {
-                // SAFETY: the current set is one that this machine has.
-                unsafe { wide(steps) };
-                return 16.0 * operations;
-            }
-        }
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        use std::arch::aarch64::*;
-
-        const CHAINS: usize = 20;
-
-        #[target_feature(enable = "neon")]
-        fn neon(steps: usize) {
-            let mut sums = [vdupq_n_f32(black_box(1.0)); CHAINS];
-            let (a, b) = (vdupq_n_f32(black_box(0.999)), vdupq_n_f32(black_box(0.001)));
-            for _ in 0..steps {
-                sums = sums.map(|sum| vfmaq_f32(sum, a, b));
-            }
-            black_box(sums);
-        }
-
-        if InstructionSet::current() != InstructionSet::Portable {
-            // SAFETY: the current set is one that this machine has.
-            unsafe { neon(steps) };
-            return 4.0 * (2 * CHAINS * steps) as f64;
-        }
-    }
-    let _ = steps;
-    f64::NAN
 }
 
 fn main() {

@@ -10,7 +10,7 @@ use crate::{
     instruction_set::vectorised,
     math,
     memory::Aligned,
-    tile::{BLOCK, MOST_COLUMNS, Next, Product, Tile, Unit},
+    tile::{Ahead, BLOCK, Product, Tile, Unit},
 };
 
 /// Sizes of an attention.
@@ -41,24 +41,32 @@ pub struct AttentionMask<'a> {
     pub heads: usize,
 }
 
+/// Queries, keys or values, `(B, H, L, d)`, wherever they lie: the numbers of a row side by side.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a> {
+    /// From the first row on.
+    pub values: &'a [f32],
+    /// From one sequence, one head and one row to the next.
+    pub strides: [usize; 3],
+}
+
 /// `softmax(q·kᵀ/√d + mask) · v`.
 ///
 /// # Shapes
 /// - `q`: `(B, H, L, d)`
 /// - `k`, `v`: `(B, G, M, d)`
-/// - `out`: `(B, L, H·d)`
+/// - returns `(B, L, H·d)`
 ///
 /// # Panics
-/// If a slice is not of the shape.
+/// If a slice is too short for the shape, or the mask is of another one.
 pub fn attention(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    q: Heads<'_>,
+    k: Heads<'_>,
+    v: Heads<'_>,
     shape: AttentionShape,
     mask: Option<AttentionMask<'_>>,
-    out: &mut [f32],
-) {
-    attention_for_set(q, k, v, shape, mask, out, InstructionSet::current());
+) -> Vec<f32> {
+    attention_for_set(q, k, v, shape, mask, InstructionSet::current())
 }
 
 /// [`attention`] by an instruction set.
@@ -66,22 +74,19 @@ pub fn attention(
 /// # Panics
 /// As [`attention`], and if this machine lacks the set.
 pub fn attention_for_set(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    q: Heads<'_>,
+    k: Heads<'_>,
+    v: Heads<'_>,
     shape: AttentionShape,
     mask: Option<AttentionMask<'_>>,
-    out: &mut [f32],
     set: InstructionSet,
-) {
+) -> Vec<f32> {
     assert!(set.is_available(), "this machine lacks {set}");
-    shape.check(q, k, v, mask, out);
-    if out.is_empty() {
-        return;
-    }
-    if shape.keys == 0 {
+    shape.check(q, k, v, mask);
+    let len = shape.batch * shape.heads * shape.queries * shape.head_dim;
+    if len == 0 || shape.keys == 0 {
         // A mean of nothing.
-        return out.fill(f32::NAN);
+        return vec![f32::NAN; len];
     }
     let tile = Tile {
         set,
@@ -97,14 +102,17 @@ pub fn attention_for_set(
     };
     let strips = shape.rows().div_ceil(tile.rows());
     let jobs = strips.div_ceil(STRIPS);
-    let out = Shared::new(out);
-    (0..shape.batch * shape.groups * jobs)
-        .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, index| {
-            let (head, job) = (index / jobs, index % jobs);
-            let strip = |job: usize| job * strips / jobs;
-            work.run(head, strips, strip(job)..strip(job + 1), scratch, out);
-        });
+    let write = |out: Shared| {
+        (0..shape.batch * shape.groups * jobs)
+            .into_par_iter()
+            .for_each_init(Scratch::default, |scratch, index| {
+                let (head, job) = (index / jobs, index % jobs);
+                let strip = |job: usize| job * strips / jobs;
+                work.run(head, strips, strip(job)..strip(job + 1), scratch, out);
+            });
+    };
+    // SAFETY: the strips of a head hold all rows that share it, and jobs all strips of all heads.
+    unsafe { Shared::fill(len, write) }
 }
 
 /// Keys that are attended to at a time: their panels, and the scores of a job, stay in the second cache.
@@ -114,7 +122,7 @@ const CHUNK: usize = 512;
 const SLAB: usize = 64;
 
 /// Strips of a job, which share what they read of keys and values.
-const STRIPS: usize = 16;
+const STRIPS: usize = 4;
 
 /// The most rows of a strip.
 const MOST_ROWS: usize = 6;
@@ -126,7 +134,7 @@ const MOST_ROWS: usize = 6;
 struct Attention<'a> {
     shape: AttentionShape,
     tile: Tile,
-    q: &'a [f32],
+    q: Heads<'a>,
     keys: Panels,
     values: Panels,
     mask: Option<AttentionMask<'a>>,
@@ -139,18 +147,6 @@ struct Scratch {
     /// Scores of a chunk, and then what they are the logarithms of.
     scores: Aligned<u32>,
     sums: Aligned<u32>,
-}
-
-/// A strip of queries and a chunk of keys.
-#[derive(Debug, Clone, Copy)]
-struct Chunk<'a> {
-    /// Rows from one of the strip's tiles of sums to the next.
-    tile_rows: usize,
-    /// Keys of a panel.
-    columns: usize,
-    keys: usize,
-    /// What is added to each row's scores, or nothing.
-    masks: [&'a [f32]; MOST_ROWS],
 }
 
 /// What is known of a query's keys so far.
@@ -182,15 +178,13 @@ impl Attention<'_> {
         scratch.queries.resize(strips.len() * stride);
         for (strip, queries) in strips.clone().zip(scratch.queries.chunks_exact_mut(stride)) {
             let rows = rows(strip);
-            let start = head * shape.rows();
-            let q = &self.q[(start + rows.start) * head_dim..(start + rows.end) * head_dim];
-            pack_queries(
-                tile.set,
-                q,
-                head_dim,
-                (head_dim as f64).powf(-0.5) as f32,
-                queries,
-            );
+            let mut q: [&[f32]; MOST_ROWS] = [&[]; MOST_ROWS];
+            for (q, row) in q.iter_mut().zip(rows.clone()) {
+                let (batch, head, query) = shape.query(head, row);
+                *q = self.q.row(batch, head, query, head_dim);
+            }
+            let scale = (head_dim as f64).powf(-0.5) as f32;
+            pack_queries(tile.set, &q[..rows.len()], scale, queries);
         }
 
         let wide = head_dim.div_ceil(columns);
@@ -210,6 +204,13 @@ impl Attention<'_> {
             let panels = chunk.div_ceil(columns);
             for panel in 0..panels {
                 let weights = self.keys.steps(head, start / columns + panel, 0, head_dim);
+                let next = if panel + 1 < panels {
+                    self.keys
+                        .steps(head, start / columns + panel + 1, 0, head_dim)
+                } else {
+                    self.values.steps(head, 0, start, SLAB.min(chunk))
+                };
+                let ahead = Ahead::new(next, strips.len(), head_dim);
                 for (index, strip) in strips.clone().enumerate() {
                     let rows = rows(strip).len();
                     let scores =
@@ -221,7 +222,7 @@ impl Attention<'_> {
                         strip: queries,
                         panel: weights,
                         fresh: true,
-                        next: Next::NONE,
+                        next: ahead.next(index, &queries[stride..]),
                     };
                     tile.accumulate(product, scores);
                 }
@@ -230,7 +231,8 @@ impl Attention<'_> {
                 let rows = rows(strip);
                 let scores = &mut scratch.scores[index * tile_len * panels..]
                     [..rows.len() * columns * panels];
-                let sums = &mut scratch.sums[index * tile_len * wide..][..tile_len * wide];
+                let sums =
+                    &mut scratch.sums[index * tile_len * wide..][..rows.len() * columns * wide];
                 let masks: [&[f32]; MOST_ROWS] = std::array::from_fn(|row| match self.mask {
                     Some(mask) if row < rows.len() => {
                         let (batch, head, query) = shape.query(head, rows.start + row);
@@ -238,31 +240,33 @@ impl Attention<'_> {
                     }
                     _ => &[],
                 });
-                let part = Chunk {
-                    tile_rows: tile.rows(),
-                    columns,
-                    keys: chunk,
-                    masks,
-                };
                 let running = &mut running[index][..rows.len()];
-                exponents(tile.set, part, scores, running, sums);
+                exponents(tile.set, chunk, masks, scores, running, sums);
             }
             for slab in (0..chunk).step_by(SLAB) {
                 let len = SLAB.min(chunk - slab);
                 for panel in 0..wide {
                     let weights = self.values.steps(head, panel, start + slab, len);
+                    let next = if panel + 1 < wide {
+                        self.values.steps(head, panel + 1, start + slab, len)
+                    } else {
+                        let start = start + slab + len;
+                        self.values.steps(head, 0, start, SLAB.min(keys - start))
+                    };
+                    let ahead = Ahead::new(next, strips.len(), len);
                     for (index, strip) in strips.clone().enumerate() {
                         let rows = rows(strip).len();
                         let scores = &scratch.scores[index * tile_len * panels..][slab * rows..];
                         let sums =
-                            &mut scratch.sums[(index * wide + panel) * tile_len..][..tile_len];
+                            &mut scratch.sums[index * tile_len * wide + panel * rows * columns..];
+                        let following = scores.get(tile_len * panels..).unwrap_or_default();
                         let product = Product {
                             rows,
                             steps: len,
                             strip: scores,
                             panel: weights,
                             fresh: start + slab == 0,
-                            next: Next::NONE,
+                            next: ahead.next(index, following),
                         };
                         tile.accumulate(product, sums);
                     }
@@ -271,20 +275,19 @@ impl Attention<'_> {
         }
 
         for (index, strip) in strips.clone().enumerate() {
-            let first = rows(strip).start;
+            let start = rows(strip).start;
             for (row, running) in rows(strip).zip(running[index]) {
                 let (batch, head, query) = shape.query(head, row);
                 let at = ((batch * shape.queries + query) * shape.heads + head) * head_dim;
-                // SAFETY: each row of each head belongs to one strip, each strip to one job, and `out` is borrowed while
-                // jobs run.
-                let out = unsafe { out.slice(at, head_dim) };
                 let scale = 1.0 / running.total;
-                let row = row - first;
-                for (panel, out) in out.chunks_mut(columns).enumerate() {
-                    let sums = &scratch.sums[(index * wide + panel) * tile_len + row * columns..];
-                    for (out, &sum) in out.iter_mut().zip(sums) {
-                        *out = f32::from_bits(sum) * scale;
-                    }
+                let (blocks, _) = scratch.sums[index * tile_len * wide..].as_chunks::<BLOCK>();
+                let blocks = blocks.iter().skip(row - start).step_by(rows(strip).len());
+                for (first, sums) in (0..head_dim).step_by(BLOCK).zip(blocks) {
+                    let values = sums.map(|sum| f32::from_bits(sum) * scale);
+                    let values = &values[..BLOCK.min(head_dim - first)];
+                    // SAFETY: each row of each head belongs to one strip, each strip to one job, and the memory is
+                    // borrowed while jobs run.
+                    unsafe { out.write(at + first, values) };
                 }
             }
         }
@@ -293,13 +296,12 @@ impl Attention<'_> {
 
 vectorised! {
     /// Packs queries as a strip, divided by the root of their length.
-    fn pack_queries(q: &[f32], head_dim: usize, scale: f32, strip: &mut [u32]) {
-        let rows = q.len() / head_dim;
-        for (row, q) in q.chunks_exact(head_dim).enumerate() {
-            let blocks = strip.chunks_exact_mut(BLOCK).skip(row).step_by(rows);
-            for (block, q) in blocks.zip(q.chunks(BLOCK)) {
-                for (unit, q) in block.iter_mut().zip(q) {
-                    *unit = (q * scale).to_bits();
+    fn pack_queries(q: &[&[f32]], scale: f32, strip: &mut [u32]) {
+        for (row, x) in q.iter().enumerate() {
+            let blocks = strip.chunks_exact_mut(BLOCK).skip(row).step_by(q.len());
+            for (block, x) in blocks.zip(x.chunks(BLOCK)) {
+                for (unit, x) in block.iter_mut().zip(x) {
+                    *unit = (x * scale).to_bits();
                 }
             }
         }
@@ -307,37 +309,34 @@ vectorised! {
 }
 
 vectorised! {
-    /// Turns the scores of a chunk into a strip of what they are the logarithms of, up to the largest so far.
+    /// Turns the scores of some keys, a strip, into what they are the logarithms of, up to the largest so far.
     fn exponents(
-        chunk: Chunk<'_>,
+        keys: usize,
+        masks: [&[f32]; MOST_ROWS],
         scores: &mut [u32],
         running: &mut [Running],
         sums: &mut [u32],
     ) {
-        const LANES: usize = 16;
-        let Chunk { tile_rows, columns, keys, masks } = chunk;
         let rows = running.len();
-        let panels = keys.div_ceil(columns);
+        let (blocks, _) = scores.as_chunks_mut::<BLOCK>();
         // What stands behind the last key is no key.
-        let rest = panels * columns - keys;
-        for row in scores[(panels - 1) * rows * columns..].chunks_exact_mut(columns) {
-            row[columns - rest..].fill(f32::NEG_INFINITY.to_bits());
+        for (index, block) in blocks.iter_mut().enumerate().skip(keys / BLOCK * rows) {
+            let left = keys.saturating_sub(index / rows * BLOCK).min(BLOCK);
+            block[left..].fill(f32::NEG_INFINITY.to_bits());
         }
-        let mut shifts = [0.0; MOST_ROWS];
         for (row, running) in running.iter_mut().enumerate() {
-            let mut lanes = [running.largest; LANES];
-            for panel in 0..panels {
-                let scores = &mut scores[(panel * rows + row) * columns..][..columns];
-                if let Some(mask) = masks[row].get(panel * columns..) {
-                    for (score, mask) in scores.iter_mut().zip(mask) {
-                        *score = (f32::from_bits(*score) + mask).to_bits();
-                    }
+            for (blocks, mask) in blocks.chunks_mut(rows).zip(masks[row].chunks(BLOCK)) {
+                let block = &mut blocks[row];
+                for (score, mask) in block.iter_mut().zip(mask) {
+                    *score = (f32::from_bits(*score) + mask).to_bits();
                 }
-                for scores in scores.chunks_exact(LANES) {
-                    for (lane, &score) in lanes.iter_mut().zip(scores) {
-                        let score = f32::from_bits(score);
-                        *lane = if score > *lane { score } else { *lane };
-                    }
+            }
+            let mut lanes = [running.largest; BLOCK];
+            // By chunks: iterators that step cost a division.
+            for blocks in blocks.chunks(rows) {
+                let scores = blocks[row].map(f32::from_bits);
+                for (lane, score) in lanes.iter_mut().zip(scores) {
+                    *lane = if score > *lane { score } else { *lane };
                 }
             }
             let largest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
@@ -346,34 +345,26 @@ vectorised! {
             let shrink = math::exp(running.largest - shift);
             // Before the first chunk there is nothing to scale down.
             if running.largest > f32::NEG_INFINITY && shrink != 1.0 {
-                for sums in sums.chunks_exact_mut(columns).skip(row).step_by(tile_rows) {
-                    for sum in sums {
-                        *sum = (f32::from_bits(*sum) * shrink).to_bits();
-                    }
+                let (blocks, _) = sums.as_chunks_mut::<BLOCK>();
+                for sum in blocks.iter_mut().skip(row).step_by(rows).flatten() {
+                    *sum = (f32::from_bits(*sum) * shrink).to_bits();
                 }
             }
-            shifts[row] = shift;
-            *running = Running { largest, total: running.total * shrink };
-        }
-        let mut totals = [[0.0; LANES]; MOST_ROWS];
-        let mut panel_scores = [0; MOST_ROWS * MOST_COLUMNS];
-        for panel in scores.chunks_exact_mut(rows * columns) {
-            let copy = &mut panel_scores[..rows * columns];
-            copy.copy_from_slice(panel);
-            for (row, scores) in copy.chunks_exact(columns).enumerate() {
-                let (shift, total) = (shifts[row], &mut totals[row]);
-                for (block, scores) in scores.chunks_exact(BLOCK).enumerate() {
-                    let strip = &mut panel[(block * rows + row) * BLOCK..][..BLOCK];
-                    for ((unit, &score), total) in strip.iter_mut().zip(scores).zip(&mut *total) {
-                        let weight = math::exp_of::<FUSED>(f32::from_bits(score) - shift);
-                        *total += weight;
-                        *unit = weight.to_bits();
-                    }
+            let mut totals = [0.0; BLOCK];
+            for blocks in blocks.chunks_mut(rows) {
+                let block = &mut blocks[row];
+                // Apart from memory, so that the compiler keeps all of it in registers.
+                let mut weights = block.map(f32::from_bits);
+                for weight in &mut weights {
+                    *weight = math::exp_of::<FUSED>(*weight - shift);
                 }
+                for (total, weight) in totals.iter_mut().zip(weights) {
+                    *total += weight;
+                }
+                *block = weights.map(f32::to_bits);
             }
-        }
-        for (running, total) in running.iter_mut().zip(totals) {
-            running.total += total.into_iter().sum::<f32>();
+            let total = running.total * shrink + totals.into_iter().sum::<f32>();
+            *running = Running { largest, total };
         }
     }
 }
@@ -390,12 +381,12 @@ struct Panels {
 
 impl Panels {
     /// Columns are keys.
-    fn of_keys(tile: Tile, shape: AttentionShape, k: &[f32]) -> Self {
+    fn of_keys(tile: Tile, shape: AttentionShape, k: Heads<'_>) -> Self {
         let AttentionShape { keys, head_dim, .. } = shape;
         Self::pack(tile, shape, [keys, head_dim], |head, first, panel| {
-            let start = (head * keys + first) * head_dim;
-            let end = (head * keys + keys.min(first + tile.columns())) * head_dim;
-            for (column, k) in k[start..end].chunks_exact(head_dim).enumerate() {
+            for column in 0..tile.columns().min(keys - first) {
+                let (batch, group) = (head / shape.groups, head % shape.groups);
+                let k = k.row(batch, group, first + column, head_dim);
                 for (units, k) in panel.chunks_exact_mut(tile.columns()).zip(k) {
                     units[column] = k.to_bits();
                 }
@@ -404,11 +395,12 @@ impl Panels {
     }
 
     /// Columns are the numbers of a value.
-    fn of_values(tile: Tile, shape: AttentionShape, v: &[f32]) -> Self {
+    fn of_values(tile: Tile, shape: AttentionShape, v: Heads<'_>) -> Self {
         let AttentionShape { keys, head_dim, .. } = shape;
         Self::pack(tile, shape, [head_dim, keys], |head, first, panel| {
-            let v = v[head * keys * head_dim..][..keys * head_dim].chunks_exact(head_dim);
-            for (units, v) in panel.chunks_exact_mut(tile.columns()).zip(v) {
+            for (row, units) in panel.chunks_exact_mut(tile.columns()).enumerate() {
+                let (batch, group) = (head / shape.groups, head % shape.groups);
+                let v = v.row(batch, group, row, head_dim);
                 for (unit, v) in units.iter_mut().zip(&v[first..]) {
                     *unit = v.to_bits();
                 }
@@ -456,7 +448,7 @@ impl AttentionShape {
         (batch, head, row % self.queries)
     }
 
-    fn check(self, q: &[f32], k: &[f32], v: &[f32], mask: Option<AttentionMask<'_>>, out: &[f32]) {
+    fn check(self, q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, mask: Option<AttentionMask<'_>>) {
         let Self {
             batch,
             heads,
@@ -469,20 +461,9 @@ impl AttentionShape {
             groups > 0 && heads.is_multiple_of(groups),
             "{heads} query heads cannot share {groups} key-value heads"
         );
-        let of_queries = batch * heads * queries * head_dim;
-        let of_keys = batch * groups * keys * head_dim;
-        let sizes = [
-            ("q", q.len(), of_queries),
-            ("k", k.len(), of_keys),
-            ("v", v.len(), of_keys),
-            ("out", out.len(), of_queries),
-        ];
-        for (name, found, expected) in sizes {
-            assert!(
-                found == expected,
-                "`{name}` has {found} numbers, but {self:?} needs {expected}"
-            );
-        }
+        q.check("q", [batch, heads, queries], head_dim);
+        k.check("k", [batch, groups, keys], head_dim);
+        v.check("v", [batch, groups, keys], head_dim);
         if let Some(mask) = mask {
             let (found, expected) = (mask.values.len(), mask.batch * mask.heads * queries * keys);
             assert!(
@@ -494,6 +475,36 @@ impl AttentionShape {
                 mask.heads
             );
         }
+    }
+}
+
+impl<'a> Heads<'a> {
+    /// `(B, H, L, d)` in this order, `sizes` being the last three.
+    pub fn side_by_side(values: &'a [f32], [heads, rows, width]: [usize; 3]) -> Self {
+        Self {
+            values,
+            strides: [heads * rows * width, rows * width, width],
+        }
+    }
+
+    pub(crate) fn row(self, sequence: usize, head: usize, row: usize, width: usize) -> &'a [f32] {
+        let [by_sequence, by_head, by_row] = self.strides;
+        &self.values[sequence * by_sequence + head * by_head + row * by_row..][..width]
+    }
+
+    /// Panics if there are fewer numbers than `sizes` of sequences, heads and rows of `width` need.
+    pub(crate) fn check(self, name: &str, sizes: [usize; 3], width: usize) {
+        let found = self.values.len();
+        let last: usize = sizes
+            .iter()
+            .zip(self.strides)
+            .map(|(size, stride)| size.saturating_sub(1) * stride)
+            .sum();
+        assert!(
+            sizes.contains(&0) || last + width <= found,
+            "`{name}` has {found} numbers, but sizes {sizes:?} of rows of {width} need {}",
+            last + width
+        );
     }
 }
 

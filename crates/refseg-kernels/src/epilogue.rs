@@ -1,6 +1,11 @@
 //! What happens to a product before it is written.
 
-use crate::{InstructionSet, instruction_set::vectorised, math, tile::MOST_COLUMNS};
+use crate::{
+    InstructionSet,
+    instruction_set::vectorised,
+    math,
+    tile::{BLOCK, MOST_COLUMNS},
+};
 
 /// What happens to a product `y` before it is written: `residual + scale · (activation(y + bias) · times)`, each part
 /// where it is given.
@@ -113,14 +118,14 @@ impl Place {
     }
 }
 
-/// Memory that several threads write to, each its own part.
+/// Memory that several threads write to, each its own part, and that nobody reads meanwhile.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared {
     start: *mut f32,
     len: usize,
 }
 
-// SAFETY: it is only a place; whoever writes there (`slice`) answers for it that nobody else does.
+// SAFETY: it is only a place; whoever writes there (`write`) answers for it that nobody else does.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -133,23 +138,47 @@ impl Shared {
         }
     }
 
+    /// Runs `write` on new memory of `len` numbers.
+    ///
     /// # Safety
-    /// The memory is still borrowed by whoever made this, and nobody else touches the range.
-    #[expect(clippy::mut_from_ref, reason = "that is what the caller answers for")]
-    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
-        assert!(start + len <= self.len, "a tile reaches beyond the product");
+    /// `write` writes all of them.
+    pub(crate) unsafe fn fill(len: usize, write: impl FnOnce(Self)) -> Vec<f32> {
+        let mut memory = Vec::with_capacity(len);
+        write(Self {
+            start: memory.as_mut_ptr(),
+            len,
+        });
+        // SAFETY: as many numbers fit, and all of them have been written.
+        unsafe { memory.set_len(len) };
+        memory
+    }
+
+    /// # Safety
+    /// The memory is still borrowed by whoever made this, and nobody else touches what is written.
+    pub(crate) unsafe fn write(self, start: usize, values: &[f32]) {
+        assert!(
+            start + values.len() <= self.len,
+            "a tile reaches beyond the product"
+        );
         // SAFETY: within the memory by the line above; the rest is the caller's word.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+        unsafe {
+            let place = self.start.add(start);
+            // Most tiles are of full width, which is copied without a call.
+            if let Some(values) = values.as_array::<MOST_COLUMNS>() {
+                place.cast::<[f32; MOST_COLUMNS]>().write(*values);
+            } else {
+                place.copy_from_nonoverlapping(values.as_ptr(), values.len());
+            }
+        }
     }
 }
 
 vectorised! {
-    /// Writes a tile, whose sums have `stride` columns, to its place in `out`.
+    /// Writes a tile, whose sums lie as a strip, to its place in `out`.
     ///
     /// Only the tile's own part of `out` is touched; the caller hands each tile to one thread.
     pub(crate) fn finish(
         sums: &[u32],
-        stride: usize,
         kind: Sums<'_>,
         epilogue: &Epilogue<'_>,
         place: Place,
@@ -157,22 +186,25 @@ vectorised! {
     ) {
         let Place { columns, .. } = place;
         let (bias, scale) = (place.part(epilogue.bias), place.part(epilogue.scale));
-        for (row, sums) in sums.chunks_exact(stride).take(place.rows).enumerate() {
-            let sums = &sums[..columns];
-            let mut values = [0.0; MOST_COLUMNS];
-            let values = &mut values[..columns];
-            match kind {
-                Sums::Floats => {
-                    for (value, &sum) in values.iter_mut().zip(sums) {
-                        *value = f32::from_bits(sum);
-                    }
+        let (blocks, _) = sums.as_chunks::<BLOCK>();
+        let wide = columns.div_ceil(BLOCK);
+        for row in 0..place.rows {
+            let mut values = [[0.0; BLOCK]; MOST_COLUMNS / BLOCK];
+            for (block, values) in values.iter_mut().enumerate().take(wide) {
+                // By index: iterators that step cost a division for each row.
+                let sums = &blocks[block * place.rows + row];
+                for (value, &sum) in values.iter_mut().zip(sums) {
+                    *value = match kind {
+                        Sums::Floats => f32::from_bits(sum),
+                        Sums::Whole { rows, .. } => (sum as i32).wrapping_sub(rows[row].excess) as f32,
+                    };
                 }
-                Sums::Whole { rows, columns } => {
-                    let RowScale { scale, excess } = rows[row];
-                    for ((value, &sum), &column) in values.iter_mut().zip(sums).zip(columns) {
-                        let sum = (sum as i32).wrapping_sub(excess);
-                        *value = sum as f32 * (scale * column);
-                    }
+            }
+            let values = &mut values.as_flattened_mut()[..columns];
+            if let Sums::Whole { rows, columns } = kind {
+                let scale = rows[row].scale;
+                for (value, column) in values.iter_mut().zip(columns) {
+                    *value *= scale * column;
                 }
             }
             if let Some(bias) = bias {
@@ -191,14 +223,8 @@ vectorised! {
                 let residual = &residual[start..][..columns];
                 values.iter_mut().zip(residual).for_each(|(value, residual)| *value += residual);
             }
-            // SAFETY: tiles do not overlap, each is finished once, and `out` is borrowed while they are.
-            let out = unsafe { out.slice(start, columns) };
-            // Most tiles are of full width, which is copied without a call.
-            if let (Some(out), Some(values)) = (out.as_mut_array::<MOST_COLUMNS>(), values.as_array()) {
-                *out = *values;
-            } else {
-                out.copy_from_slice(values);
-            }
+            // SAFETY: tiles do not overlap, each is finished once, and the memory is borrowed while they are.
+            unsafe { out.write(start, values) };
         }
     }
 }

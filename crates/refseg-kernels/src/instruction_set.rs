@@ -4,7 +4,7 @@
 use std::arch::is_aarch64_feature_detected;
 use std::{env, fmt, str::FromStr, sync::OnceLock};
 
-use crate::Precision;
+use crate::{Precision, tile::Unit};
 
 /// Instructions that the kernels are written for; each set has those of the sets of its architecture before it.
 ///
@@ -132,6 +132,11 @@ impl InstructionSet {
             Self::NeonDot => "neon-dot",
             Self::NeonMatrix => "neon-matrix",
         }
+    }
+
+    /// Numbers of this precision that one lane of 32 bits multiplies at once.
+    pub fn products_at_once(self, precision: Precision) -> usize {
+        Unit::of(precision, self).inputs()
     }
 
     /// The precision that is fastest with these instructions, of those that move masks little: int8 is faster still,

@@ -12,11 +12,15 @@ mod instruction_set;
 pub mod math;
 mod memory;
 mod packed;
+mod peak;
 mod precision;
+mod rows;
 mod tile;
 
-pub use attention::{AttentionMask, AttentionShape, attention, attention_for_set};
+pub use attention::{AttentionMask, AttentionShape, Heads, attention, attention_for_set};
 pub use epilogue::{Activation, Epilogue};
 pub use instruction_set::{CpuError, InstructionSet};
 pub use packed::Packed;
+pub use peak::peak;
 pub use precision::Precision;
+pub use rows::{Norm, lanes, moments, norm, rope};

@@ -8,7 +8,7 @@ use crate::{
     instruction_set::vectorised,
     memory::{Aligned, bytes},
     precision::{int8_scales, largest_magnitude, round_to_bf16, round_to_int8, widen_bf16},
-    tile::{BLOCK, Next, Product, Tile, Unit},
+    tile::{Ahead, BLOCK, Product, Tile, Unit},
 };
 
 /// A weight `(outputs, inputs)`, packed for one instruction set.
@@ -175,24 +175,39 @@ impl Packed {
     /// # Panics
     /// If `x`, `out` or a part of the epilogue is of another shape.
     pub fn multiply(&self, x: &[f32], epilogue: &Epilogue<'_>, out: &mut [f32]) {
-        if out.is_empty() {
-            return;
-        }
-        assert!(self.outputs > 0, "a weight without outputs gives none");
-        let rows = out.len() / self.outputs;
+        let rows = out.len().checked_div(self.outputs).unwrap_or(0);
         assert!(
-            out.len() == rows * self.outputs && x.len() == rows * self.inputs,
-            "{} numbers in and {} out are no rows of {} and {}",
-            x.len(),
+            out.len() == rows * self.outputs,
+            "{} numbers are no rows of {}",
             out.len(),
-            self.inputs,
             self.outputs
         );
-        epilogue.check(rows, self.outputs);
+        self.multiply_rows(x, rows, epilogue, Shared::new(out));
+    }
 
+    /// [`Packed::multiply`] of so many rows, into new memory.
+    ///
+    /// # Panics
+    /// If `x` or a part of the epilogue is of another shape.
+    pub fn product(&self, x: &[f32], rows: usize, epilogue: &Epilogue<'_>) -> Vec<f32> {
+        let write = |out| self.multiply_rows(x, rows, epilogue, out);
+        // SAFETY: every job finishes its tiles, and together they cover all rows and outputs.
+        unsafe { Shared::fill(rows * self.outputs, write) }
+    }
+
+    fn multiply_rows(&self, x: &[f32], rows: usize, epilogue: &Epilogue<'_>, out: Shared) {
+        assert!(
+            x.len() == rows * self.inputs,
+            "{} numbers are no {rows} rows of {}",
+            x.len(),
+            self.inputs
+        );
+        epilogue.check(rows, self.outputs);
+        if rows == 0 || self.outputs == 0 {
+            return;
+        }
         let strips = Strips::pack(self.tile, x, rows, self.inputs);
         let jobs = Jobs::split(strips.count(), self.panel_count());
-        let out = Shared::new(out);
         (0..jobs.count()).into_par_iter().for_each_init(
             || (Aligned::default(), Aligned::default()),
             |(sums, slab), job| self.run(jobs.get(job), &strips, epilogue, out, sums, slab),
@@ -225,7 +240,7 @@ impl Packed {
                     let start = start + len;
                     self.stored(job.panels.start, start, SLAB.min(steps - start))
                 };
-                let share = next.len().div_ceil(job.strips.len());
+                let ahead = Ahead::new(next, job.strips.len(), len);
                 for (index, (strip, sums)) in job.strips.clone().zip(&mut tiles).enumerate() {
                     let rows = strips.rows(strip);
                     let product = Product {
@@ -234,11 +249,7 @@ impl Packed {
                         strip: strips.units(strip, start, len),
                         panel: weights,
                         fresh: start == 0,
-                        next: Next {
-                            strip: strips.units(strip + 1, start, len).as_ptr().cast(),
-                            panel: next.as_ptr().wrapping_add(index * share),
-                            lines: share.div_ceil(64).div_ceil(len.div_ceil(4).max(1)),
-                        },
+                        next: ahead.next(index, strips.units(strip + 1, start, len)),
                     };
                     self.tile.accumulate(product, sums);
                     if last {
@@ -257,7 +268,7 @@ impl Packed {
                             },
                             Precision::F32 | Precision::Bf16 => Sums::Floats,
                         };
-                        finish(self.tile.set, sums, columns, kind, epilogue, place, out);
+                        finish(self.tile.set, sums, kind, epilogue, place, out);
                     }
                 }
             }

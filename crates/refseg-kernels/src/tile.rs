@@ -3,7 +3,8 @@
 //! A *unit* is 32 bits that an instruction multiplies and adds at once: an f32, two bf16, two 16-bit or four 8-bit whole
 //! numbers. A *panel* holds, for one step after another along the inputs, a unit for each of its columns. A *strip*
 //! holds the units of a few rows in blocks of [`BLOCK`] steps, one row's block after the other's, so that it is packed
-//! by copying cache lines. Panels, strips and sums are all kept as `u32`, whatever their bits mean.
+//! by copying cache lines. Sums lie as a strip does, a block for 16 columns, so that they can be one. Panels, strips and
+//! sums are all kept as `u32`, whatever their bits mean.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -81,13 +82,34 @@ pub(crate) struct Next {
     pub(crate) lines: usize,
 }
 
-impl Next {
-    /// Nothing worth fetching.
-    pub(crate) const NONE: Self = Self {
-        strip: std::ptr::null(),
-        panel: std::ptr::null(),
-        lines: 0,
-    };
+/// The panel, or the slab of one, that comes next, shared out over the strips of this one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead {
+    panel: *const u8,
+    /// Bytes of a strip's share.
+    share: usize,
+    lines: usize,
+}
+
+impl Ahead {
+    /// Of `strips` strips, `steps` long. Divisions take as long as some steps, so they are here.
+    pub(crate) fn new<T>(panel: &[T], strips: usize, steps: usize) -> Self {
+        let share = size_of_val(panel).div_ceil(strips);
+        Self {
+            panel: panel.as_ptr().cast(),
+            share,
+            lines: share.div_ceil(64).div_ceil(steps.div_ceil(4).max(1)),
+        }
+    }
+
+    /// While strip `index` is multiplied: its share, and the strip behind it.
+    pub(crate) fn next(self, index: usize, strip: &[u32]) -> Next {
+        Next {
+            strip: strip.as_ptr().cast(),
+            panel: self.panel.wrapping_add(index * self.share),
+            lines: self.lines,
+        }
+    }
 }
 
 /// The innermost loop for an instruction set and a kind of unit.
@@ -118,7 +140,7 @@ impl Tile {
         }
     }
 
-    /// Adds `strip · panel` to the sums of `rows` × [`Tile::columns`], in the order of the steps.
+    /// Adds `strip · panel` to the sums, a strip of `rows` rows and [`Tile::columns`] columns, in the order of the steps.
     pub(crate) fn accumulate(self, product: Product<'_>, sums: &mut [u32]) {
         let Product {
             rows,

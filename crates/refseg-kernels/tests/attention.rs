@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, roundings};
-use refseg_kernels::{AttentionMask, AttentionShape, InstructionSet, attention_for_set};
+use refseg_kernels::{AttentionMask, AttentionShape, Heads, InstructionSet, attention_for_set};
 
 fn shape([batch, heads, groups, queries, keys, head_dim]: [usize; 6]) -> AttentionShape {
     AttentionShape {
@@ -100,12 +100,22 @@ fn expected(
     out
 }
 
+fn attend(
+    [q, k, v]: [&[f32]; 3],
+    shape: AttentionShape,
+    mask: Option<AttentionMask<'_>>,
+    set: InstructionSet,
+) -> Vec<f32> {
+    let q = Heads::side_by_side(q, [shape.heads, shape.queries, shape.head_dim]);
+    let [k, v] = [k, v].map(|x| Heads::side_by_side(x, [shape.groups, shape.keys, shape.head_dim]));
+    attention_for_set(q, k, v, shape, mask, set)
+}
+
 fn check(inputs: [&[f32]; 3], shape: AttentionShape, mask: Option<AttentionMask<'_>>) {
     let expected = expected(inputs, shape, mask);
     for set in InstructionSet::available() {
-        let mut out = vec![f32::NAN; expected.len()];
-        let [q, k, v] = inputs;
-        attention_for_set(q, k, v, shape, mask, &mut out, set);
+        let out = attend(inputs, shape, mask, set);
+        assert_eq!(out.len(), expected.len());
         for (index, (&found, &(value, gap))) in out.iter().zip(&expected).enumerate() {
             assert!(
                 (f64::from(found) - value).abs() <= gap,
@@ -185,11 +195,7 @@ fn hidden_keys_have_no_part_whatever_they_hold() {
         heads: 1,
     };
     for set in InstructionSet::available() {
-        let run = |k: &[f32], v: &[f32]| {
-            let mut out = vec![0.0; q.len()];
-            attention_for_set(&q, k, v, shape, Some(mask), &mut out, set);
-            out
-        };
+        let run = |k: &[f32], v: &[f32]| attend([&q, k, v], shape, Some(mask), set);
         let plain = run(&k, &v);
         let (mut other_k, mut other_v) = (k.clone(), v.clone());
         // Keys from 20 on are hidden from every query.
@@ -206,11 +212,7 @@ fn bad_numbers_show_in_the_queries_that_meet_them() {
     let width = shape.heads * shape.head_dim;
     for set in InstructionSet::available() {
         for bad in [f32::NAN, f32::INFINITY] {
-            let run = |q: &[f32], k: &[f32], v: &[f32]| {
-                let mut out = vec![0.0; q.len()];
-                attention_for_set(q, k, v, shape, None, &mut out, set);
-                out
-            };
+            let run = |q: &[f32], k: &[f32], v: &[f32]| attend([q, k, v], shape, None, set);
             let mut spoilt = q.clone();
             // Head 1, query 5.
             spoilt[(19 + 5) * 24 + 2] = bad;
@@ -252,8 +254,7 @@ fn a_query_that_sees_no_key_has_no_answer() {
         heads: 1,
     };
     for set in InstructionSet::available() {
-        let mut out = vec![0.0; 24];
-        attention_for_set(&q, &k, &v, shape, Some(mask), &mut out, set);
+        let out = attend([&q, &k, &v], shape, Some(mask), set);
         for (index, out) in out.into_iter().enumerate() {
             assert_eq!(out.is_nan(), index / 8 == 1, "{set}: {out} at {index}");
         }
@@ -270,13 +271,35 @@ fn threads_change_no_bit() {
                 .num_threads(threads)
                 .build()
                 .expect("a few threads");
-            let mut out = vec![0.0; q.len()];
-            pool.install(|| attention_for_set(&q, &k, &v, shape, None, &mut out, set));
-            out
+            pool.install(|| attend([&q, &k, &v], shape, None, set))
         };
         let alone = run(1);
         for threads in [2, 3, 7] {
             assert!(run(threads) == alone, "{set}, {threads} threads");
         }
+    }
+}
+
+/// Queries, keys and values of each token side by side, as one product gives them.
+#[test]
+fn heads_may_lie_anywhere() {
+    let shape = shape([2, 4, 2, 9, 9, 24]);
+    let [q, k, v] = inputs(shape, 3);
+    let width = (4 + 2 + 2) * 24;
+    let mut joined = vec![f32::NAN; 2 * 9 * width];
+    for (from, heads, first) in [(&q, 4, 0), (&k, 2, 4), (&v, 2, 6)] {
+        for (index, row) in from.chunks_exact(24).enumerate() {
+            let (batch, head, token) = (index / (heads * 9), index / 9 % heads, index % 9);
+            let at = (batch * 9 + token) * width + (first + head) * 24;
+            joined[at..at + 24].copy_from_slice(row);
+        }
+    }
+    let part = |first: usize| Heads {
+        values: &joined[first * 24..],
+        strides: [9 * width, 24, width],
+    };
+    for set in InstructionSet::available() {
+        let found = attention_for_set(part(0), part(4), part(6), shape, None, set);
+        assert!(found == attend([&q, &k, &v], shape, None, set), "{set}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod agreement;
 mod points;
+mod profile;
 
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,9 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     let opened = opened?;
     let model = opened.segmenter();
     warn_of_unused(model.name(), model.unused_tensors(), console);
+    if args.profile {
+        return profile::run(model, &image, args, console);
+    }
     let after_loading = memory::peak();
     let many: Vec<&str> = PHRASES
         .into_iter()

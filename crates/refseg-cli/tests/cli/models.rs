@@ -150,3 +150,44 @@ fn a_preset_becomes_a_model() {
     assert_eq!(document["weights"]["misshapen"], serde_json::json!([]));
     assert_eq!(document["tokenizer"]["size"], 151_676);
 }
+
+#[test]
+fn a_profile_accounts_for_all_of_a_first_phrase() {
+    let desk = Desk::new();
+    let model = fixture(MODEL).display().to_string();
+    let bench = [
+        "bench",
+        &model,
+        "--profile",
+        "--repeat",
+        "2",
+        "--precision",
+        "int8",
+    ];
+    let profile = desk.json(&[&bench[..], &["--json", "-q"]].concat());
+    let rows = profile["work"].as_array().expect("rows");
+    let sum = |key: &str| rows.iter().filter_map(|row| row[key].as_f64()).sum::<f64>();
+    let whole = profile["first_phrase_ms"].as_f64().expect("a time");
+    assert!((sum("share") - 1.0).abs() < 1e-9 && (sum("ms") - whole).abs() < 1e-6);
+    let named = |what: &str| {
+        let is_it = |row: &&Value| {
+            row["what"]
+                .as_str()
+                .is_some_and(|name| name.starts_with(what))
+        };
+        rows.iter()
+            .find(is_it)
+            .unwrap_or_else(|| panic!("no {what} in {rows:?}"))
+    };
+    for what in ["attention", "product"] {
+        assert!(named(what)["gflops"].as_f64() > Some(0.0), "{what}");
+        assert!(named(what)["of_peak"].as_f64() > Some(0.0), "{what}");
+        assert!(named(what)["calls"].as_u64() > Some(0), "{what}");
+    }
+    assert_eq!(named("the framework's")["calls"], 0);
+    assert_eq!(
+        desk.run(&["bench", &model, "--profile", "--phrases", "2"])
+            .code,
+        2
+    );
+}

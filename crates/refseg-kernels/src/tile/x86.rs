@@ -27,6 +27,12 @@ macro_rules! kernels {
             const LANES: usize = size_of::<$vector>() / size_of::<u32>();
             const COLUMNS: usize = $width * LANES;
 
+            /// Where a vector of a row's sums stands: sums lie as a strip of so many rows.
+            const fn place(rows: usize, row: usize, vector: usize) -> usize {
+                let column = vector * LANES;
+                (column / BLOCK * rows + row) * BLOCK + column % BLOCK
+            }
+
             /// Adds one step.
             #[inline]
             #[target_feature(enable = $features)]
@@ -60,14 +66,14 @@ macro_rules! kernels {
                     ..
                 } = product;
                 let (mut strip, mut panel) = (product.strip.as_ptr(), product.panel.as_ptr());
-                // SAFETY: sums are R rows of COLUMNS, a panel has COLUMNS a step, and a strip R blocks for each block
+                // SAFETY: sums are a strip of R rows, COLUMNS long, a panel has COLUMNS a step, and a strip R blocks for each block
                 // of steps; no pointer is read from beyond the steps. That is what the caller answers for.
                 unsafe {
                     let mut tile: [[$vector; $width]; R] = [[std::mem::zeroed(); $width]; R];
                     if !fresh {
                         tile = std::array::from_fn(|row| {
                             std::array::from_fn(|i| {
-                                $load(sums.add(row * COLUMNS + i * LANES).cast())
+                                $load(sums.add(place(R, row, i)).cast())
                             })
                         });
                     }
@@ -94,7 +100,7 @@ macro_rules! kernels {
                     }
                     for (row, tile) in tile.into_iter().enumerate() {
                         for (i, tile) in tile.into_iter().enumerate() {
-                            $store(sums.add(row * COLUMNS + i * LANES).cast(), tile);
+                            $store(sums.add(place(R, row, i)).cast(), tile);
                         }
                     }
                 }

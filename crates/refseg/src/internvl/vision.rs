@@ -96,12 +96,8 @@ impl VisionModel {
 struct Block {
     /// Key `norm1`.
     norm1: LayerNorm,
-    /// Rows `0..C` of key `attn.qkv`.
-    query: Linear,
-    /// Rows `C..2C`.
-    key: Linear,
-    /// Rows `2C..3C`.
-    value: Linear,
+    /// Key `attn.qkv`: all queries, all keys, all values.
+    qkv: Linear,
     /// Key `attn.proj`.
     proj: Linear,
     /// Key `ls1`: `(C)`, LayerScale.
@@ -127,22 +123,14 @@ impl Block {
             ..
         } = *config;
         let field = "vision_config.hidden_size";
-        let qkv = tensors.at("attn.qkv");
-        let weight = qkv.get("weight", [3 * width, width], field)?;
-        let bias = if config.qkv_bias {
-            Some(qkv.get("bias", [3 * width], field)?)
-        } else {
-            None
-        };
-        let rows = |i: usize| {
-            let bias = bias.clone().map(|bias| bias.narrow(0, i * width, width));
-            Linear::new(&qkv, weight.clone().narrow(0, i * width, width), bias)
-        };
+        let (qkv, size) = (tensors.at("attn.qkv"), [width, 3 * width]);
         Ok(Self {
             norm1: LayerNorm::load(&tensors.at("norm1"), width, epsilon, field)?,
-            query: rows(0),
-            key: rows(1),
-            value: rows(2),
+            qkv: if config.qkv_bias {
+                Linear::load(&qkv, size, field)?
+            } else {
+                Linear::load_without_bias(&qkv, size, field)?
+            },
             proj: Linear::load(&tensors.at("attn.proj"), [width, width], field)?,
             ls1: tensors.get("ls1", [width], field)?,
             norm2: LayerNorm::load(&tensors.at("norm2"), width, epsilon, field)?,
@@ -171,8 +159,8 @@ impl Block {
     }
 
     fn attend(&self, x: Tensor<3>) -> Tensor<3> {
-        let heads = |linear: &Linear| split_heads(linear.forward(x.clone()), self.heads);
-        let (query, key, value) = (heads(&self.query), heads(&self.key), heads(&self.value));
-        attention(query, key, value, None)
+        let heads = split_heads(self.qkv.forward(x), 3 * self.heads);
+        let part = |i: usize| heads.clone().narrow(1, i * self.heads, self.heads);
+        attention(part(0), part(1), part(2), None)
     }
 }

@@ -10,9 +10,14 @@ use burn::{
     },
     tensor::{Tensor, TensorData},
 };
-use refseg_kernels::{Activation, AttentionMask, AttentionShape, Epilogue, Packed, Precision};
+use refseg_kernels::{
+    Activation, AttentionMask, AttentionShape, Epilogue, Heads, Packed, Precision,
+};
 
-use super::kernels::{contiguous, floats};
+use super::{
+    kernels::{contiguous, floats, norm_of},
+    profile::{Cost, Kind, Work, watched},
+};
 
 /// A weight and a bias, packed.
 #[derive(Debug)]
@@ -46,8 +51,14 @@ impl PackedLinear {
         if let Some(width) = shape.last_mut() {
             *width = self.weight.outputs();
         }
-        let mut out = vec![0.0; rows * self.weight.outputs()];
-        self.weight.multiply(floats(&x), epilogue, &mut out);
+        let work = || {
+            product(
+                Kind::Product(self.weight.precision()),
+                rows,
+                &[&self.weight],
+            )
+        };
+        let out = watched(work, || self.weight.product(floats(&x), rows, epilogue));
         Flex::float_from_data(TensorData::new(out, shape), &Default::default())
     }
 }
@@ -190,6 +201,30 @@ pub(super) fn attention(
     })
 }
 
+/// A layer norm over the last dimension.
+pub(super) fn layer_norm<const R: usize>(
+    x: Tensor<R>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    epsilon: f64,
+) -> Tensor<R> {
+    Tensor::from_dispatch(<Dispatch as Inference>::layer_norm(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        bias.into_dispatch(),
+        epsilon as f32,
+    ))
+}
+
+/// Queries or keys, `(B, H, L, d)`, turned by angles whose `cos` and `sin` are `(L, d/2)`.
+pub(super) fn rope(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as Inference>::rope(
+        x.into_dispatch(),
+        cos.into_dispatch(),
+        sin.into_dispatch(),
+    ))
+}
+
 /// Kernels without derivatives.
 #[backend_extension(Flex)]
 trait Inference: Backend {
@@ -227,6 +262,17 @@ trait Inference: Backend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         mask: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 }
 
@@ -288,9 +334,14 @@ impl Inference for Flex {
         let x = contiguous(&x);
         let [batch, height, width, inputs] = sizes(&x);
         let mut out = Vec::new();
-        for map in floats(&x).chunks_exact(height * width * inputs) {
-            layer.convolve(map, [height, width], &mut out);
-        }
+        let cells: Vec<&Packed> = layer.cells.iter().collect();
+        let kind = Kind::Convolution(cells[0].precision());
+        let work = || product(kind, batch * height * width, &cells);
+        watched(work, || {
+            for map in floats(&x).chunks_exact(height * width * inputs) {
+                layer.convolve(map, [height, width], &mut out);
+            }
+        });
         let outputs = out.len() / (batch * height * width);
         let shape = [batch, height, width, outputs];
         Flex::float_from_data(TensorData::new(out, shape), &Default::default())
@@ -312,6 +363,38 @@ impl Inference for Flex {
     ) -> FloatTensor<Self> {
         attend(&q, &k, &v, Some(&mask))
     }
+
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        norm_of(&x, &weight, Some(&bias), epsilon, true)
+    }
+
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (x, cos, sin) = (with_rows_whole(&x), contiguous(&cos), contiguous(&sin));
+        let [batch, heads, length, head_dim] = sizes(&x);
+        let rows = batch * heads * length;
+        let out = watched(
+            || Work::elementwise(Kind::Rope, rows, head_dim, 2),
+            || {
+                refseg_kernels::rope(
+                    heads_of(&x),
+                    [batch, heads, length],
+                    floats(&cos),
+                    floats(&sin),
+                )
+            },
+        );
+        let shape = [batch, heads, length, head_dim];
+        Flex::float_from_data(TensorData::new(out, shape), &Default::default())
+    }
 }
 
 fn attend(
@@ -320,8 +403,7 @@ fn attend(
     v: &FloatTensor<Flex>,
     mask: Option<&FloatTensor<Flex>>,
 ) -> FloatTensor<Flex> {
-    let [q, k, v] = [q, k, v].map(contiguous);
-    let ([batch, heads, queries, head_dim], [_, groups, keys, _]) = (sizes(&q), sizes(&k));
+    let ([batch, heads, queries, head_dim], [_, groups, keys, _]) = (sizes(q), sizes(k));
     let shape = AttentionShape {
         batch,
         heads,
@@ -339,10 +421,61 @@ fn attend(
             heads,
         }
     });
-    let mut out = vec![0.0; batch * queries * heads * head_dim];
-    refseg_kernels::attention(floats(&q), floats(&k), floats(&v), shape, mask, &mut out);
+    let work = || {
+        let work = Work {
+            kind: Kind::Attention,
+            sizes: [queries, keys, heads * head_dim],
+        };
+        let numbers = 2 * batch * head_dim * (heads * queries + groups * keys);
+        let cost = Cost {
+            operations: (4 * batch * heads * queries * keys * head_dim) as f64,
+            bytes: (4 * numbers) as f64,
+        };
+        (work, cost)
+    };
+    let [q, k, v] = [q, k, v].map(with_rows_whole);
+    let out = watched(work, || {
+        refseg_kernels::attention(heads_of(&q), heads_of(&k), heads_of(&v), shape, mask)
+    });
     let shape = [batch, queries, heads * head_dim];
     Flex::float_from_data(TensorData::new(out, shape), &Default::default())
+}
+
+/// The tensor, copied unless the numbers of each row stand side by side.
+fn with_rows_whole(tensor: &FloatTensor<Flex>) -> FloatTensor<Flex> {
+    let strides = tensor.layout().strides();
+    if strides.last() == Some(&1) && strides.iter().all(|&stride| stride >= 0) {
+        tensor.clone()
+    } else {
+        contiguous(tensor)
+    }
+}
+
+/// A tensor of four dimensions, whose rows are whole, as the kernels see it.
+fn heads_of(tensor: &FloatTensor<Flex>) -> Heads<'_> {
+    let strides = tensor.layout().strides();
+    Heads {
+        values: &tensor.storage()[tensor.layout().start_offset()..],
+        strides: std::array::from_fn(|i| strides[i] as usize),
+    }
+}
+
+/// What products of `rows` rows with weights of one shape, summed up, cost at least.
+fn product(kind: Kind, rows: usize, weights: &[&Packed]) -> (Work, Cost) {
+    let (inputs, outputs) = (
+        weights.iter().map(|weight| weight.inputs()).sum::<usize>(),
+        weights[0].outputs(),
+    );
+    let work = Work {
+        kind,
+        sizes: [rows, inputs, outputs],
+    };
+    let packed: usize = weights.iter().map(|weight| weight.bytes()).sum();
+    let cost = Cost {
+        operations: (2 * rows * inputs * outputs) as f64,
+        bytes: (packed + 4 * rows * (weights[0].inputs() + outputs)) as f64,
+    };
+    (work, cost)
 }
 
 fn values<const R: usize>(tensor: Tensor<R>) -> Vec<f32> {

@@ -20,7 +20,13 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use rayon::prelude::*;
-use refseg_kernels::math::{exp, phi, phi_tanh};
+use refseg_kernels::{
+    Norm, lanes,
+    math::{exp, phi, phi_tanh},
+    moments,
+};
+
+use super::profile::{Kind, Work, watched};
 
 /// Exact GELU, `x · Φ(x)`.
 pub(super) fn gelu<const R: usize>(x: Tensor<R>) -> Tensor<R> {
@@ -101,7 +107,7 @@ pub(super) trait Kernels: Backend {
 
 impl Kernels for Flex {
     fn gelu_of_form(x: FloatTensor<Self>, exact: bool) -> FloatTensor<Self> {
-        map_rows(&[&x], |[x], out| {
+        map_rows(Kind::Elementwise, &[&x], |[x], out| {
             let pairs = out.iter_mut().zip(x);
             vectorised(|| {
                 if exact {
@@ -119,7 +125,7 @@ impl Kernels for Flex {
         exact: bool,
     ) -> FloatTensor<Self> {
         let slope = |x: f32, (cumulative, density): (f32, f32)| cumulative + x * density;
-        map_rows(&[&x, &gradient], |[x, gradient], out| {
+        map_rows(Kind::Elementwise, &[&x, &gradient], |[x, gradient], out| {
             let all = out.iter_mut().zip(x).zip(gradient);
             vectorised(|| {
                 if exact {
@@ -132,7 +138,7 @@ impl Kernels for Flex {
     }
 
     fn softmax_last(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        map_rows(&[&x], |[x], out| {
+        map_rows(Kind::Elementwise, &[&x], |[x], out| {
             vectorised(|| {
                 let max = lanes(
                     x,
@@ -154,7 +160,7 @@ impl Kernels for Flex {
         y: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        map_rows(&[&y, &gradient], |[y, gradient], out| {
+        map_rows(Kind::Elementwise, &[&y, &gradient], |[y, gradient], out| {
             vectorised(|| {
                 let dot = dot(y, gradient);
                 for ((out, &y), &gradient) in out.iter_mut().zip(y).zip(gradient) {
@@ -170,16 +176,7 @@ impl Kernels for Flex {
         epsilon: f32,
         centred: bool,
     ) -> FloatTensor<Self> {
-        let weight = contiguous(&weight);
-        let weight = floats(&weight);
-        map_rows(&[&x], |[x], out| {
-            vectorised(|| {
-                let (mean, scale) = moments(x, epsilon, centred);
-                for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
-                    *out = (x - mean) * scale * weight;
-                }
-            });
-        })
+        norm_of(&x, &weight, None, epsilon, centred)
     }
 
     fn norm_last_backward(
@@ -191,7 +188,7 @@ impl Kernels for Flex {
     ) -> FloatTensor<Self> {
         let weight = contiguous(&weight);
         let weight = floats(&weight);
-        map_rows(&[&x, &gradient], |[x, gradient], out| {
+        map_rows(Kind::Norm, &[&x, &gradient], |[x, gradient], out| {
             vectorised(|| {
                 let (mean, scale) = moments(x, epsilon, centred);
                 let share = 1.0 / x.len() as f32;
@@ -379,6 +376,7 @@ const TASK_VALUES: usize = 1 << 14;
 
 /// Computes a tensor of the shape of the first input, row by row of the last dimension.
 fn map_rows<const N: usize>(
+    kind: Kind,
     inputs: &[&FloatTensor<Flex>; N],
     row: impl Fn([&[f32]; N], &mut [f32]) + Sync,
 ) -> FloatTensor<Flex> {
@@ -387,13 +385,41 @@ fn map_rows<const N: usize>(
     let slices: [&[f32]; N] = std::array::from_fn(|i| floats(&inputs[i]));
     let mut out = vec![0.0; slices[0].len()];
     let task = TASK_VALUES.div_ceil(width) * width;
-    out.par_chunks_mut(task).enumerate().for_each(|(i, out)| {
-        for (j, out) in out.chunks_exact_mut(width).enumerate() {
-            let start = i * task + j * width;
-            row(slices.map(|slice| &slice[start..start + width]), out);
-        }
-    });
+    let rows = out.len() / width;
+    watched(
+        || Work::elementwise(kind, rows, width, N + 1),
+        || {
+            out.par_chunks_mut(task).enumerate().for_each(|(i, out)| {
+                for (j, out) in out.chunks_exact_mut(width).enumerate() {
+                    let start = i * task + j * width;
+                    row(slices.map(|slice| &slice[start..start + width]), out);
+                }
+            });
+        },
+    );
     let shape = inputs[0].layout().shape().clone();
+    Flex::float_from_data(TensorData::new(out, shape), &Default::default())
+}
+
+/// A norm of each row, `bias` added where there is one.
+pub(super) fn norm_of(
+    x: &FloatTensor<Flex>,
+    weight: &FloatTensor<Flex>,
+    bias: Option<&FloatTensor<Flex>>,
+    epsilon: f32,
+    centred: bool,
+) -> FloatTensor<Flex> {
+    let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(contiguous));
+    let norm = Norm {
+        weight: floats(&weight),
+        bias: bias.as_ref().map(floats),
+        epsilon,
+        centred,
+    };
+    let (width, x_values) = (norm.weight.len(), floats(&x));
+    let work = || Work::elementwise(Kind::Norm, x_values.len() / width, width, 2);
+    let out = watched(work, || refseg_kernels::norm(x_values, norm));
+    let shape = x.layout().shape().clone();
     Flex::float_from_data(TensorData::new(out, shape), &Default::default())
 }
 
@@ -424,30 +450,9 @@ fn vectorised<T>(work: impl FnOnce() -> T) -> T {
     pulp::Arch::new().dispatch(work)
 }
 
-/// Independent sums, so that they can be kept side by side in one register.
-const LANES: usize = 16;
-
-#[inline(always)]
-fn lanes(
-    x: &[f32],
-    start: f32,
-    step: impl Fn(f32, f32) -> f32,
-    join: impl Fn(f32, f32) -> f32,
-) -> f32 {
-    let mut sums = [start; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (sum, &x) in sums.iter_mut().zip(chunk) {
-            *sum = step(*sum, x);
-        }
-    }
-    let tail = rest.iter().fold(start, |sum, &x| step(sum, x));
-    join(sums.into_iter().reduce(&join).unwrap_or(start), tail)
-}
-
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
     let mut sums = [0.0; LANES];
     let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest: f32 = a_chunks
@@ -462,19 +467,6 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     sums.iter().sum::<f32>() + rest
-}
-
-/// Mean, and 1 over the deviation; around zero unless `centred`.
-#[inline(always)]
-fn moments(x: &[f32], epsilon: f32, centred: bool) -> (f32, f32) {
-    let share = 1.0 / x.len() as f32;
-    let mean = if centred {
-        lanes(x, 0.0, |sum, x| sum + x, |a, b| a + b) * share
-    } else {
-        0.0
-    };
-    let square = lanes(x, 0.0, |sum, x| sum + (x - mean) * (x - mean), |a, b| a + b) * share;
-    (mean, 1.0 / (square + epsilon).sqrt())
 }
 
 #[cfg(test)]

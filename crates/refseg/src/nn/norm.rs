@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{Tensors, kernels};
+use super::{Tensors, inference, kernels};
 use crate::weights::WeightsError;
 
 /// Layer normalisation over the last dimension.
@@ -36,7 +36,12 @@ impl LayerNorm {
     /// # Shapes
     /// `(…, D)` to `(…, D)`.
     pub fn forward<const R: usize>(&self, x: Tensor<R>) -> Tensor<R> {
-        kernels::layer_norm(x, self.weight.clone(), self.epsilon) + self.bias.clone().unsqueeze()
+        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        if x.device().is_autodiff() {
+            kernels::layer_norm(x, weight, self.epsilon) + bias.unsqueeze()
+        } else {
+            inference::layer_norm(x, weight, bias, self.epsilon)
+        }
     }
 }
 

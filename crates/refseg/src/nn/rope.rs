@@ -2,6 +2,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::inference;
+
 /// Cosines and sines for a list of positions.
 ///
 /// Angle `k` of position `p` is `p · theta^(−2k/d)`; it turns the pair of
@@ -41,6 +43,9 @@ impl Rope {
     /// # Shapes
     /// `(B, H, L, d)` to `(B, H, L, d)`.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        if !x.device().is_autodiff() {
+            return inference::rope(x, self.cos.clone(), self.sin.clone());
+        }
         let [_, _, _, head_dim] = x.dims();
         let half = head_dim / 2;
         let first = x.clone().narrow(3, 0, half);
