@@ -10,7 +10,8 @@ pub enum Precision {
     F32,
     /// Rounded to the upper half of an f32: 2 bytes a weight.
     ///
-    /// With AVX512-BF16, and with the BF16 of AArch64, the activations are rounded likewise; elsewhere they stay f32.
+    /// With AVX512-BF16, and with the BF16 of AArch64, the activations are rounded likewise, and numbers below 1.2e-38
+    /// count as zeros; elsewhere activations stay f32, and such numbers what they are.
     Bf16,
     /// Whole numbers from −127 to 127 and one scale for each output: 1 byte a weight.
     ///

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, roundings};
+use common::{Random, roundings, sets};
 use refseg_kernels::{AttentionMask, AttentionShape, Heads, InstructionSet, attention_for_set};
 
 fn shape([batch, heads, groups, queries, keys, head_dim]: [usize; 6]) -> AttentionShape {
@@ -113,7 +113,7 @@ fn attend(
 
 fn check(inputs: [&[f32]; 3], shape: AttentionShape, mask: Option<AttentionMask<'_>>) {
     let expected = expected(inputs, shape, mask);
-    for set in InstructionSet::available() {
+    for set in sets() {
         let out = attend(inputs, shape, mask, set);
         assert_eq!(out.len(), expected.len());
         for (index, (&found, &(value, gap))) in out.iter().zip(&expected).enumerate() {
@@ -194,7 +194,7 @@ fn hidden_keys_have_no_part_whatever_they_hold() {
         batch: 1,
         heads: 1,
     };
-    for set in InstructionSet::available() {
+    for set in sets() {
         let run = |k: &[f32], v: &[f32]| attend([&q, k, v], shape, Some(mask), set);
         let plain = run(&k, &v);
         let (mut other_k, mut other_v) = (k.clone(), v.clone());
@@ -210,7 +210,7 @@ fn bad_numbers_show_in_the_queries_that_meet_them() {
     let shape = shape([1, 2, 2, 19, 40, 24]);
     let [q, k, v] = inputs(shape, 8);
     let width = shape.heads * shape.head_dim;
-    for set in InstructionSet::available() {
+    for set in sets() {
         for bad in [f32::NAN, f32::INFINITY] {
             let run = |q: &[f32], k: &[f32], v: &[f32]| attend([q, k, v], shape, None, set);
             let mut spoilt = q.clone();
@@ -253,7 +253,7 @@ fn a_query_that_sees_no_key_has_no_answer() {
         batch: 1,
         heads: 1,
     };
-    for set in InstructionSet::available() {
+    for set in sets() {
         let out = attend([&q, &k, &v], shape, Some(mask), set);
         for (index, out) in out.into_iter().enumerate() {
             assert_eq!(out.is_nan(), index / 8 == 1, "{set}: {out} at {index}");
@@ -265,7 +265,7 @@ fn a_query_that_sees_no_key_has_no_answer() {
 fn threads_change_no_bit() {
     let shape = shape([2, 4, 2, 90, 200, 32]);
     let [q, k, v] = inputs(shape, 11);
-    for set in InstructionSet::available() {
+    for set in sets() {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
@@ -298,7 +298,7 @@ fn heads_may_lie_anywhere() {
         values: &joined[first * 24..],
         strides: [9 * width, 24, width],
     };
-    for set in InstructionSet::available() {
+    for set in sets() {
         let found = attention_for_set(part(0), part(4), part(6), shape, None, set);
         assert!(found == attend([&q, &k, &v], shape, None, set), "{set}");
     }

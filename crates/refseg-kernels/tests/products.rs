@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, UNIT, roundings};
+use common::{Random, UNIT, roundings, sets};
 use refseg_kernels::{Activation, Epilogue, InstructionSet, Packed, Precision};
 
 /// Sizes around every tile, block and slab: rows, inputs, outputs.
@@ -27,15 +27,6 @@ const SIZES: [[usize; 3]; 19] = [
     [175, 300, 290],
     [8, 2049, 19],
 ];
-
-fn sets() -> Vec<InstructionSet> {
-    for set in InstructionSet::ALL {
-        if !set.is_available() {
-            eprintln!("not run: this machine lacks {set}");
-        }
-    }
-    InstructionSet::available()
-}
 
 /// What a product comes to, and how far from it the kernels may be.
 #[derive(Clone, Copy)]
@@ -214,6 +205,40 @@ fn magnitudes_of_all_sizes_are_kept() {
             size,
             &format!("activations of {of_x:e}, weights of {of_w:e}"),
         );
+    }
+}
+
+/// Instructions that multiply pairs of bf16 take subnormal numbers for zeros; all others keep them.
+#[test]
+fn subnormal_numbers_are_kept_or_count_as_zeros() {
+    let [rows, inputs, outputs] = [13, 37, 70];
+    for (of_x, of_w) in [(1e-39, 1e20), (1e20, 1e-39)] {
+        let mut random = Random::new(8);
+        let mut x = random.numbers(rows * inputs);
+        let mut w = random.numbers(outputs * inputs);
+        x.iter_mut().for_each(|x| *x *= of_x);
+        w.iter_mut().for_each(|w| *w *= of_w);
+        for set in sets() {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let mut out = vec![f32::NAN; rows * outputs];
+                Packed::for_set(&w, outputs, inputs, precision, set).multiply(
+                    &x,
+                    &Epilogue::default(),
+                    &mut out,
+                );
+                let lost = precision == Precision::Bf16 && multiplies_bf16(set);
+                let [x, w] = rounded(&x, &w, inputs, precision, set);
+                let pairs = x.iter().flat_map(|x| w.iter().map(move |w| (x, w)));
+                for (found, (x, w)) in out.into_iter().zip(pairs) {
+                    let Expected { value, gap } = expected(x, w, precision, set);
+                    let value = if lost { 0.0 } else { value };
+                    assert!(
+                        (f64::from(found) - value).abs() <= gap,
+                        "{set}, {precision}, activations of {of_x:e}: {found}, not within {gap:e} of {value}"
+                    );
+                }
+            }
+        }
     }
 }
 
@@ -552,4 +577,16 @@ fn names_lead_back_to_their_sets() {
     for precision in Precision::ALL {
         assert_eq!(precision.name().parse(), Ok(precision));
     }
+}
+
+#[test]
+fn the_current_set_is_the_one_that_is_named_or_the_widest() {
+    let named = std::env::var("REFSEG_CPU").ok();
+    let set = match named.filter(|name| !name.is_empty()) {
+        Some(name) => name.parse().expect("the name of a set"),
+        None => *InstructionSet::available().last().expect("a set"),
+    };
+    assert_eq!(InstructionSet::current(), set);
+    let packed = Packed::new(&[1.0], 1, 1, Precision::Bf16);
+    assert_eq!(packed.instruction_set(), set);
 }

@@ -1,4 +1,19 @@
-//! Numbers for the tests.
+//! Numbers for the tests, and the instruction sets that they are of.
+
+use refseg_kernels::InstructionSet;
+
+/// The instruction sets to test: all that this machine has, or the one that `REFSEG_CPU` names.
+pub(crate) fn sets() -> Vec<InstructionSet> {
+    if std::env::var_os("REFSEG_CPU").is_some_and(|name| !name.is_empty()) {
+        return vec![InstructionSet::chosen().expect("a set that this machine has")];
+    }
+    for set in InstructionSet::ALL {
+        if !set.is_available() {
+            eprintln!("not run: this machine lacks {set}");
+        }
+    }
+    InstructionSet::available()
+}
 
 /// Half a unit in the last place of 1: what one rounding adds to an f32, relatively.
 pub(crate) const UNIT: f64 = 1.0 / 16_777_216.0;
