@@ -192,3 +192,58 @@ impl Tile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::precision::round_to_bf16;
+
+    /// There is a kernel for each number of rows, and on x86-64 for each of three numbers of lines.
+    #[test]
+    fn what_is_fetched_ahead_changes_no_sum() {
+        // Units that are numbers up to 1 as f32, as two bf16, and as whole numbers anyway.
+        let half = |i: usize| u32::from(round_to_bf16((i * 37 % 101) as f32 / 50.0 - 1.0));
+        let units = |len: usize| -> Vec<_> {
+            (0..len)
+                .map(|i| half(2 * i) | half(2 * i + 1) << 16)
+                .collect()
+        };
+        for set in InstructionSet::available() {
+            for precision in Precision::ALL {
+                let unit = Unit::of(precision, set);
+                let tile = Tile { set, unit };
+                let sizes = |rows| [1, 6, 37].map(|steps: usize| (rows, steps));
+                for (rows, steps) in (1..=tile.rows()).flat_map(sizes) {
+                    let strip = units(steps.next_multiple_of(BLOCK) * rows);
+                    let panel = units(steps * tile.columns());
+                    let sums = |lines| {
+                        let mut sums = vec![u32::MAX; rows * tile.columns()];
+                        for fresh in [true, false] {
+                            let product = Product {
+                                rows,
+                                steps,
+                                strip: &strip,
+                                panel: &panel,
+                                fresh,
+                                next: Next {
+                                    strip: std::ptr::null(),
+                                    panel: std::ptr::null(),
+                                    lines,
+                                },
+                            };
+                            tile.accumulate(product, &mut sums);
+                        }
+                        sums
+                    };
+                    let plain = sums(0);
+                    for lines in [2, 4, 5, 30] {
+                        assert!(
+                            sums(lines) == plain,
+                            "{set}, {unit:?}, {rows} rows, {steps} steps"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
