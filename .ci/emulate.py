@@ -65,6 +65,9 @@ class System:
         hook.far_branch = lambda *_: self.guarded(self.call)
         hook.exception = lambda _, cpu, kind, code: self.guarded(self.fault, kind)
         self.session.run([hook])
+        if self.status is None:
+            print("the emulator stopped before the program did", file=sys.stderr)
+            return 101
         return self.status
 
     def guarded(self, function, *arguments):

@@ -249,9 +249,15 @@ impl Attention<'_> {
                     let weights = self.values.steps(head, panel, start + slab, len);
                     let next = if panel + 1 < wide {
                         self.values.steps(head, panel + 1, start + slab, len)
+                    } else if slab + len < chunk {
+                        let left = chunk - slab - len;
+                        self.values
+                            .steps(head, 0, start + slab + len, SLAB.min(left))
+                    } else if start + chunk < keys {
+                        self.keys
+                            .steps(head, (start + chunk) / columns, 0, head_dim)
                     } else {
-                        let start = start + slab + len;
-                        self.values.steps(head, 0, start, SLAB.min(keys - start))
+                        &[]
                     };
                     let ahead = Ahead::new(next, strips.len(), len);
                     for (index, strip) in strips.clone().enumerate() {
@@ -285,8 +291,8 @@ impl Attention<'_> {
                 for (first, sums) in (0..head_dim).step_by(BLOCK).zip(blocks) {
                     let values = sums.map(|sum| f32::from_bits(sum) * scale);
                     let values = &values[..BLOCK.min(head_dim - first)];
-                    // SAFETY: each row of each head belongs to one strip, each strip to one job, and the memory is
-                    // borrowed while jobs run.
+                    // SAFETY: each row of each head belongs to one strip, each strip to one job, and the memory
+                    // outlives the jobs.
                     unsafe { out.write(at + first, values) };
                 }
             }

@@ -154,7 +154,7 @@ impl Shared {
     }
 
     /// # Safety
-    /// The memory is still borrowed by whoever made this, and nobody else touches what is written.
+    /// The memory outlives this, and nobody else touches what is written.
     pub(crate) unsafe fn write(self, start: usize, values: &[f32]) {
         assert!(
             start + values.len() <= self.len,
@@ -223,7 +223,7 @@ vectorised! {
                 let residual = &residual[start..][..columns];
                 values.iter_mut().zip(residual).for_each(|(value, residual)| *value += residual);
             }
-            // SAFETY: tiles do not overlap, each is finished once, and the memory is borrowed while they are.
+            // SAFETY: tiles do not overlap, each is finished once, and the memory outlives the jobs.
             unsafe { out.write(start, values) };
         }
     }

@@ -1,8 +1,9 @@
-//! Matrix products and attention on a CPU, in f32, bf16 and int8.
+//! Matrix products in f32, bf16 and int8, attention, norms and their like, on a CPU.
 //!
 //! A weight is packed once, as [`Packed`], for the instruction set that will read it; [`Packed::multiply`] and
 //! [`attention()`] share their work among the threads of rayon's current pool. Each element of a result is summed by
-//! one thread, in the order of the inputs: neither the number of threads nor the other rows change a bit of it.
+//! one thread, in the order of the inputs: neither the number of threads nor the other rows change a bit of it. [`peak()`]
+//! says what they could reach.
 //!
 //! Which path runs is decided when the program runs: see [`InstructionSet`]. All intrinsics of the project are in here.
 
@@ -23,4 +24,4 @@ pub use instruction_set::{CpuError, InstructionSet};
 pub use packed::Packed;
 pub use peak::peak;
 pub use precision::Precision;
-pub use rows::{Norm, lanes, moments, norm, rope};
+pub use rows::{Norm, lanes, moments, norm, rope, sample};

@@ -175,6 +175,9 @@ impl Packed {
     /// # Panics
     /// If `x`, `out` or a part of the epilogue is of another shape.
     pub fn multiply(&self, x: &[f32], epilogue: &Epilogue<'_>, out: &mut [f32]) {
+        if out.is_empty() {
+            return;
+        }
         let rows = out.len().checked_div(self.outputs).unwrap_or(0);
         assert!(
             out.len() == rows * self.outputs,

@@ -7,20 +7,21 @@ use rayon::prelude::*;
 use crate::InstructionSet;
 
 /// Billions of f32 operations a second with nothing but fused products, on all threads of the current pool at once: what
-/// rates of products are compared with. Takes some hundredths of a second.
-pub fn peak() -> f64 {
+/// rates of products are compared with. `None` where only the compiler knows the instructions. Takes some hundredths of a
+/// second.
+pub fn peak() -> Option<f64> {
     const STEPS: usize = 4_000_000;
     let threads = rayon::current_num_threads();
     let start = Instant::now();
-    let operations: f64 = (0..threads)
+    let operations = (0..threads)
         .into_par_iter()
         .map(|_| fused_products(STEPS))
-        .sum();
-    operations * 1e-9 / start.elapsed().as_secs_f64()
+        .sum::<Option<f64>>()?;
+    Some(operations * 1e-9 / start.elapsed().as_secs_f64())
 }
 
 /// Runs fused products, and says how many operations they were.
-fn fused_products(steps: usize) -> f64 {
+fn fused_products(steps: usize) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::*;
@@ -62,12 +63,12 @@ fn fused_products(steps: usize) -> f64 {
             InstructionSet::Avx2 => {
                 // SAFETY: the current set is one that this machine has.
                 unsafe { narrow(steps) };
-                return 8.0 * operations;
+                return Some(8.0 * operations);
             }
             _ => {
                 // SAFETY: the current set is one that this machine has.
                 unsafe { wide(steps) };
-                return 16.0 * operations;
+                return Some(16.0 * operations);
             }
         }
     }
@@ -90,9 +91,9 @@ fn fused_products(steps: usize) -> f64 {
         if InstructionSet::current() != InstructionSet::Portable {
             // SAFETY: the current set is one that this machine has.
             unsafe { neon(steps) };
-            return 4.0 * (2 * CHAINS * steps) as f64;
+            return Some(4.0 * (2 * CHAINS * steps) as f64);
         }
     }
     let _ = steps;
-    f64::NAN
+    None
 }

@@ -1,4 +1,4 @@
-//! What is computed row by row: norms, and turns by positions.
+//! What is computed row by row: norms, turns by positions, and maps seen at points.
 
 use std::mem::MaybeUninit;
 
@@ -105,6 +105,78 @@ vectorised! {
         for ((to_first, to_second), ((first, second), (cos, sin))) in to_first.iter_mut().zip(to_second).zip(from) {
             to_first.write(first * cos - second * sin);
             to_second.write(second * cos + first * sin);
+        }
+    }
+}
+
+/// Maps seen between their cells: each point is a mean of the four cells around it, and lies at the edge if it lies beyond.
+///
+/// # Shapes
+/// - `maps`: `(B, G, h·w, d)`, cells in reading order, with sizes `[B, G]` and `[h, w]`
+/// - `points`: `(B, G, P, 2)`: x and y in cells, a cell's centre half a cell from its corner
+/// - returns `(B, P, G·d)`
+///
+/// # Panics
+/// If a slice does not fit the sizes, or a map has no cells.
+pub fn sample(
+    maps: Heads<'_>,
+    [batch, groups]: [usize; 2],
+    [height, width]: [usize; 2],
+    channels: usize,
+    points: &[f32],
+) -> Vec<f32> {
+    let count = points.len().checked_div(2 * batch * groups).unwrap_or(0);
+    assert!(
+        points.len() == 2 * batch * groups * count && height > 0 && width > 0,
+        "{} coordinates are no points of {batch}×{groups} maps of {height}×{width} cells",
+        points.len()
+    );
+    maps.check("maps", [batch, groups, height * width], channels);
+    let set = InstructionSet::current();
+    let see = |row: usize, out: &mut [MaybeUninit<f32>]| {
+        let (sequence, point, group) = (row / (groups * count), row / groups % count, row % groups);
+        let at = ((sequence * groups + group) * count + point) * 2;
+        let [left, right, to_right] = around(points[at], width);
+        let [top, bottom, to_bottom] = around(points[at + 1], height);
+        let cell = |row: f32, column: f32| {
+            maps.row(
+                sequence,
+                group,
+                row as usize * width + column as usize,
+                channels,
+            )
+        };
+        let corners = [
+            cell(top, left),
+            cell(top, right),
+            cell(bottom, left),
+            cell(bottom, right),
+        ];
+        let weights = [
+            (1.0 - to_right) * (1.0 - to_bottom),
+            to_right * (1.0 - to_bottom),
+            (1.0 - to_right) * to_bottom,
+            to_right * to_bottom,
+        ];
+        mean_row(set, corners, weights, out);
+    };
+    // SAFETY: `mean_row` writes all of the row.
+    unsafe { rows(batch * count * groups * channels, channels, see) }
+}
+
+/// The cells on both sides of a coordinate, and how far it lies from the first to the second.
+fn around(coordinate: f32, cells: usize) -> [f32; 3] {
+    let last = (cells - 1) as f32;
+    let at = (coordinate - 0.5).clamp(0.0, last);
+    let first = at.floor();
+    [first, (first + 1.0).min(last), at - first]
+}
+
+vectorised! {
+    fn mean_row(corners: [&[f32]; 4], weights: [f32; 4], out: &mut [MaybeUninit<f32>]) {
+        let [a, b, c, d] = corners;
+        for (out, (((a, b), c), d)) in out.iter_mut().zip(a.iter().zip(b).zip(c).zip(d)) {
+            out.write(a * weights[0] + b * weights[1] + c * weights[2] + d * weights[3]);
         }
     }
 }

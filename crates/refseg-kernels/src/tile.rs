@@ -140,7 +140,8 @@ impl Tile {
         }
     }
 
-    /// Adds `strip · panel` to the sums, a strip of `rows` rows and [`Tile::columns`] columns, in the order of the steps.
+    /// Adds `strip · panel` to the sums, a strip of `rows` rows and [`Tile::columns`] columns, in the order of the
+    /// steps.
     pub(crate) fn accumulate(self, product: Product<'_>, sums: &mut [u32]) {
         let Product {
             rows,

@@ -303,3 +303,20 @@ fn heads_may_lie_anywhere() {
         assert!(found == attend([&q, &k, &v], shape, None, set), "{set}");
     }
 }
+
+/// More keys than are attended to at a time, all of the first ones hidden.
+#[test]
+fn keys_that_come_late_are_seen() {
+    let shape = shape([1, 2, 1, 7, 1100, 16]);
+    let [q, k, v] = inputs(shape, 4);
+    let mut values = vec![0.0; 7 * 1100];
+    for (query, row) in values.chunks_exact_mut(1100).enumerate() {
+        row[..512 + 80 * query].fill(f32::NEG_INFINITY);
+    }
+    let mask = AttentionMask {
+        values: &values,
+        batch: 1,
+        heads: 1,
+    };
+    check([&q, &k, &v], shape, Some(mask));
+}

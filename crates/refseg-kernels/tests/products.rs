@@ -590,3 +590,25 @@ fn the_current_set_is_the_one_that_is_named_or_the_widest() {
     let packed = Packed::new(&[1.0], 1, 1, Precision::Bf16);
     assert_eq!(packed.instruction_set(), set);
 }
+
+/// Into new memory as into memory that was there, also where there is nothing to sum or to write.
+#[test]
+fn a_product_in_new_memory_is_the_same() {
+    for [rows, inputs, outputs] in [[7, 19, 70], [1, 64, 5], [3, 0, 4], [0, 5, 4], [3, 5, 0]] {
+        let mut random = Random::new(12);
+        let (x, w) = (
+            random.numbers(rows * inputs),
+            random.numbers(outputs * inputs),
+        );
+        let bias = random.numbers(outputs);
+        for set in sets() {
+            for precision in Precision::ALL {
+                let weight = Packed::for_set(&w, outputs, inputs, precision, set);
+                let mut out = vec![f32::NAN; rows * outputs];
+                weight.multiply(&x, &Epilogue::bias(&bias), &mut out);
+                let new = weight.product(&x, rows, &Epilogue::bias(&bias));
+                assert!(new == out, "{set}, {precision}: {rows}×{inputs}×{outputs}");
+            }
+        }
+    }
+}

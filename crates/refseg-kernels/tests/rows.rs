@@ -1,6 +1,6 @@
-//! Norms, and turns by positions, against f64.
+//! Norms, turns by positions and maps seen at points, against f64.
 
-use refseg_kernels::{Heads, Norm, norm, rope};
+use refseg_kernels::{Heads, Norm, norm, rope, sample};
 
 fn numbers(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed;
@@ -110,4 +110,50 @@ fn pairs_are_turned_by_their_angles() {
         }
     }
     assert!(rope(x, [2, 3, 0], &[], &[]).is_empty());
+}
+
+#[test]
+fn points_between_cells_see_a_mean_of_them() {
+    let ([batch, groups], [height, width], channels, count) = ([2, 3], [4, 5], 7, 90);
+    let values = numbers(batch * height * width * groups * channels, 6);
+    // Cells first, then groups; points beyond every edge among them.
+    let maps = Heads {
+        values: &values,
+        strides: [
+            height * width * groups * channels,
+            channels,
+            groups * channels,
+        ],
+    };
+    let points: Vec<f32> = numbers(batch * groups * count * 2, 7)
+        .into_iter()
+        .map(|x| 2.5 + 4.0 * x)
+        .collect();
+    let found = sample(maps, [batch, groups], [height, width], channels, &points);
+    assert_eq!(found.len(), batch * count * groups * channels);
+    for (row, found) in found.chunks_exact(channels).enumerate() {
+        let (b, point, g) = (row / (groups * count), row / groups % count, row % groups);
+        let at = ((b * groups + g) * count + point) * 2;
+        // A tent over each cell's centre, and the edge for what lies beyond it.
+        let tent = |coordinate: f32, cell: usize, cells: usize| {
+            let at = (f64::from(coordinate) - 0.5).clamp(0.0, (cells - 1) as f64);
+            (1.0 - (at - cell as f64).abs()).max(0.0)
+        };
+        for (channel, &found) in found.iter().enumerate() {
+            let mut expected = 0.0;
+            for cell in 0..height * width {
+                let weight = tent(points[at], cell % width, width)
+                    * tent(points[at + 1], cell / width, height);
+                let value = values[((b * height * width + cell) * groups + g) * channels + channel];
+                expected += weight * f64::from(value);
+            }
+            assert!(
+                (f64::from(found) - expected).abs() < 2e-6,
+                "{row}: {found}, not {expected}"
+            );
+        }
+    }
+    let astray = sample(maps, [2, 3], [4, 5], 7, &[f32::NAN; 12]);
+    assert!(astray.iter().all(|x| x.is_nan()));
+    assert!(sample(maps, [2, 3], [4, 5], 7, &[]).is_empty());
 }

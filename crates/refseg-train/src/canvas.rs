@@ -37,8 +37,8 @@ impl Canvas {
         }
     }
 
-    /// Often one that is wider or taller than a picture of this height and width, up to `longest`
-    /// times as long.
+    /// Often one that is wider or taller than a picture of this height and width, by up to
+    /// `longest − 1` of its longer side.
     pub(crate) fn draw(size: (usize, usize), longest: f64, random: &mut SplitMix64) -> Self {
         let mut canvas = Self::of(size);
         if random.below(100) < STRETCHED {
@@ -82,8 +82,8 @@ impl Canvas {
     }
 }
 
-/// A picture and what is known of it, often on a canvas up to `longest` times as long; as it is if
-/// there is no such number. Groups of points are drawn later.
+/// A picture and what is known of it, often on a longer canvas ([`Canvas::draw`]); as it is if there
+/// is no `longest`. Groups of points are drawn later.
 pub(crate) fn stretched(
     image: Image,
     mut described: Described,

@@ -166,9 +166,9 @@ fn a_profile_accounts_for_all_of_a_first_phrase() {
     ];
     let profile = desk.json(&[&bench[..], &["--json", "-q"]].concat());
     let rows = profile["work"].as_array().expect("rows");
-    let sum = |key: &str| rows.iter().filter_map(|row| row[key].as_f64()).sum::<f64>();
-    let whole = profile["first_phrase_ms"].as_f64().expect("a time");
-    assert!((sum("share") - 1.0).abs() < 1e-9 && (sum("ms") - whole).abs() < 1e-6);
+    // What was watched twice would leave less than nothing.
+    let left = rows.last().expect("a row");
+    assert!(left["ms"].as_f64() > Some(0.0), "{rows:?}");
     let named = |what: &str| {
         let is_it = |row: &&Value| {
             row["what"]
@@ -181,10 +181,12 @@ fn a_profile_accounts_for_all_of_a_first_phrase() {
     };
     for what in ["attention", "product"] {
         assert!(named(what)["gflops"].as_f64() > Some(0.0), "{what}");
-        assert!(named(what)["of_peak"].as_f64() > Some(0.0), "{what}");
         assert!(named(what)["calls"].as_u64() > Some(0), "{what}");
     }
-    assert_eq!(named("the framework's")["calls"], 0);
+    assert_eq!(
+        (&left["calls"], &named("all else")["ms"]),
+        (&0.into(), &left["ms"])
+    );
     assert_eq!(
         desk.run(&["bench", &model, "--profile", "--phrases", "2"])
             .code,

@@ -22,6 +22,9 @@ const WIDTH: usize = 4;
 
 const COLUMNS: usize = WIDTH * LANES;
 
+// A row of sums is one block, so that they lie as a strip.
+const _: () = assert!(COLUMNS == BLOCK);
+
 /// Makes a function that gives the kernel for a number of rows, from what adds the products of a vector of weights and
 /// one lane of a vector of activations.
 macro_rules! kernels {

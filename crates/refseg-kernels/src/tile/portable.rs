@@ -6,6 +6,9 @@ use super::{BLOCK, Product, Unit};
 pub(super) const ROWS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
 pub(super) const COLUMNS: usize = 16;
 
+// A row of sums is one block, so that they lie as a strip.
+const _: () = assert!(COLUMNS == BLOCK);
+
 pub(super) fn accumulate(unit: Unit, product: Product<'_>, sums: &mut [u32]) {
     let add = match unit {
         Unit::Float => floats,

@@ -66,8 +66,8 @@ macro_rules! kernels {
                     ..
                 } = product;
                 let (mut strip, mut panel) = (product.strip.as_ptr(), product.panel.as_ptr());
-                // SAFETY: sums are a strip of R rows, COLUMNS long, a panel has COLUMNS a step, and a strip R blocks for each block
-                // of steps; no pointer is read from beyond the steps. That is what the caller answers for.
+                // SAFETY: sums are a strip of R rows, COLUMNS long, a panel has COLUMNS a step, and a strip R blocks for
+                // each block of steps; no pointer is read from beyond the steps. That is what the caller answers for.
                 unsafe {
                     let mut tile: [[$vector; $width]; R] = [[std::mem::zeroed(); $width]; R];
                     if !fresh {

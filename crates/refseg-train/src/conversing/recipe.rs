@@ -52,8 +52,8 @@ pub struct Data {
     /// sees them; none leaves them as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jpeg_quality: Option<[u8; 2]>,
-    /// Half of the pictures lie on a canvas that is longer than they are, at most so many times;
-    /// none leaves them as they are.
+    /// Half of the pictures lie on a canvas that is wider or taller than they are, by up to so many
+    /// times their longer side less one; none leaves them as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stretch: Option<f64>,
     /// Side in pixels of the square that the model sees, whatever the picture's shape.

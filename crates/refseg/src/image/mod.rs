@@ -5,7 +5,7 @@
 //! libjpeg-turbo does it, and [`Image::resize`] reproduces Pillow's bicubic filter bit
 //! for bit, [`Image::resize_bilinear`] its bilinear one. Versions of Pillow differ in which
 //! pass comes first, which moves some levels a little: MLLMSeg was published with Pillow up to
-//! 11, what SAM4MLLM's parts are compared with was computed by Pillow 13.
+//! 11, what LLaVA-NeXT and Segment Anything are compared with was computed by Pillow 13.
 
 mod decode;
 mod resize;

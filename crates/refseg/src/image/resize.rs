@@ -36,21 +36,24 @@ pub(super) fn resize(
     filter: Filter,
     order: Order,
 ) -> Vec<u8> {
-    let rows = |pixels: Vec<u8>| match from.0 == to.0 {
-        true => pixels,
-        false => resize_rows(&pixels, &windows(from.0, to.0, filter), from.0),
+    let rows = |pixels: &[u8]| match from.0 == to.0 {
+        true => pixels.to_vec(),
+        false => resize_rows(pixels, &windows(from.0, to.0, filter), from.0),
     };
-    let columns = |pixels: Vec<u8>, width: usize| match from.1 == to.1 {
-        true => pixels,
-        false => resize_columns(&pixels, &windows(from.1, to.1, filter), width),
+    let columns = |pixels: &[u8], width: usize| match from.1 == to.1 {
+        true => pixels.to_vec(),
+        false => resize_columns(pixels, &windows(from.1, to.1, filter), width),
     };
     let [narrower, lower] =
         [(from.0, to.0), (from.1, to.1)].map(|(from, to)| from as i64 - to as i64);
-    match order {
-        Order::ShrinkFirst if lower > 0 && lower > 2 * narrower => {
-            rows(columns(pixels.to_vec(), from.0))
-        }
-        _ => columns(rows(pixels.to_vec()), to.0),
+    let is_vertical_first = match order {
+        Order::HorizontalFirst => false,
+        Order::ShrinkFirst => lower > 0 && lower > 2 * narrower,
+    };
+    if is_vertical_first {
+        rows(&columns(pixels, from.0))
+    } else {
+        columns(&rows(pixels), to.0)
     }
 }
 

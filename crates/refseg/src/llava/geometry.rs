@@ -194,8 +194,8 @@ mod tests {
         assert_eq!(geometry.paste_px, [1, 0]);
         let views = geometry.views(&image);
         assert_eq!(views.len(), 3);
-        assert_eq!(views[0], image.resize(6, 6));
-        let resized = image.resize(9, 6);
+        assert_eq!(views[0], image.resize_as_pillow_13(6, 6));
+        let resized = image.resize_as_pillow_13(9, 6);
         for y in 0..6 {
             for x in 0..12 {
                 let tile = &views[1 + x / 6];

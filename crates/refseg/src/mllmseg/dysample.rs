@@ -4,13 +4,10 @@
 //! Reference: `DySample.forward`. Differs: the closed form of the sampling
 //! grid is used, so the stored constant `init_pos` is not read.
 
-use burn::tensor::{
-    Device, Tensor, TensorData,
-    ops::{GridSampleOptions, GridSamplePaddingMode, InterpolateMode},
-};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::{
-    nn::{Linear, Tensors},
+    nn::{Linear, Tensors, sample},
     weights::WeightsError,
 };
 
@@ -51,31 +48,19 @@ impl DySample {
         let side = cells.isqrt();
         let (fine, channels) = (side * SCALE, width / GROUPS);
 
-        // Offsets, rearranged so that each group is one picture of the batch: (B·G, 2S, 2S, 2).
+        // Offsets of each group: (B, G, 2S·2S, 2).
         let offsets = self.offset.forward(x.clone()).mul_scalar(REACH);
         let offsets = offsets
             .reshape([batch, side, side, 2, GROUPS, SCALE, SCALE])
             .permute([0, 4, 1, 5, 2, 6, 3])
-            .reshape([batch * GROUPS, fine, fine, 2]);
+            .reshape([batch, GROUPS, fine * fine, 2]);
         let points = offsets + base_points(side, &x.device());
-        // `grid_sample` wants −1..1 across the map.
-        let points = points.mul_scalar(2.0 / side as f64).sub_scalar(1.0);
-
-        let maps = x
-            .reshape([batch, side, side, GROUPS, channels])
-            .permute([0, 3, 4, 1, 2])
-            .reshape([batch * GROUPS, channels, side, side]);
-        let options = GridSampleOptions::new(InterpolateMode::Bilinear)
-            .with_padding_mode(GridSamplePaddingMode::Border)
-            .with_align_corners(false);
-        maps.grid_sample_2d(points, options)
-            .reshape([batch, GROUPS, channels, fine * fine])
-            .permute([0, 3, 1, 2])
-            .reshape([batch, fine * fine, width])
+        let maps = x.reshape([batch, cells, GROUPS, channels]).swap_dims(1, 2);
+        sample(maps, side, points)
     }
 }
 
-/// Where the fine cells lie when every offset is zero, in cells of the input: `(1, 2S, 2S, 2)`, x first.
+/// Where the fine cells lie when every offset is zero, in cells of the input: `(1, 1, 2S·2S, 2)`, x first.
 ///
 /// Sub-cell 0 lies a quarter before its cell's centre, sub-cell 1 a quarter behind it.
 fn base_points(side: usize, device: &Device) -> Tensor<4> {
@@ -83,7 +68,7 @@ fn base_points(side: usize, device: &Device) -> Tensor<4> {
     let fine = side * SCALE;
     let values = (0..fine).flat_map(|row| (0..fine).flat_map(move |column| [at(column), at(row)]));
     Tensor::from_data(
-        TensorData::new(values.collect(), [1, fine, fine, 2]),
+        TensorData::new(values.collect(), [1, 1, fine * fine, 2]),
         device,
     )
 }

@@ -1,4 +1,5 @@
-//! What is computed when nothing is learned: products with packed weights, and attention in one pass.
+//! What is computed when nothing is learned: products with packed weights, attention in one pass, norms, turns by
+//! positions, and maps seen between their cells.
 //!
 //! The kernels themselves are [`refseg_kernels`]; here they meet the framework's tensors.
 
@@ -225,6 +226,15 @@ pub(super) fn rope(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
     ))
 }
 
+/// Maps, `(B, G, h·w, d)`, seen at points, `(B, G, P, 2)`, between their cells: `(B, P, G·d)`.
+pub(super) fn sample(maps: Tensor<4>, size: [usize; 2], points: Tensor<4>) -> Tensor<3> {
+    Tensor::from_dispatch(<Dispatch as Inference>::sample(
+        maps.into_dispatch(),
+        size,
+        points.into_dispatch(),
+    ))
+}
+
 /// Kernels without derivatives.
 #[backend_extension(Flex)]
 trait Inference: Backend {
@@ -273,6 +283,11 @@ trait Inference: Backend {
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn sample(
+        maps: FloatTensor<Self>,
+        size: [usize; 2],
+        points: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 }
 
@@ -395,6 +410,27 @@ impl Inference for Flex {
         let shape = [batch, heads, length, head_dim];
         Flex::float_from_data(TensorData::new(out, shape), &Default::default())
     }
+
+    fn sample(
+        maps: FloatTensor<Self>,
+        size: [usize; 2],
+        points: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (maps, points) = (with_rows_whole(&maps), contiguous(&points));
+        let ([batch, groups, _, channels], [_, _, count, _]) = (sizes(&maps), sizes(&points));
+        let work = || Work::elementwise(Kind::Sample, batch * groups * count, channels, 2);
+        let out = watched(work, || {
+            refseg_kernels::sample(
+                heads_of(&maps),
+                [batch, groups],
+                size,
+                channels,
+                floats(&points),
+            )
+        });
+        let shape = [batch, count, groups * channels];
+        Flex::float_from_data(TensorData::new(out, shape), &Default::default())
+    }
 }
 
 fn attend(
@@ -404,6 +440,13 @@ fn attend(
     mask: Option<&FloatTensor<Flex>>,
 ) -> FloatTensor<Flex> {
     let ([batch, heads, queries, head_dim], [_, groups, keys, _]) = (sizes(q), sizes(k));
+    let expected = [batch, groups, keys, head_dim];
+    assert!(
+        sizes(k) == expected && sizes(v) == expected,
+        "keys are {:?} and values {:?}, but queries ask for {expected:?}",
+        sizes(k),
+        sizes(v)
+    );
     let shape = AttentionShape {
         batch,
         heads,

@@ -3,7 +3,8 @@
 //! The framework computes GELU one `erf` or `tanh` call at a time, and builds norms
 //! and softmax from a dozen passes over memory once gradients are wanted. Here
 //! each is one pass. Loops are plain Rust; `pulp` compiles them for every
-//! instruction set and picks the widest one the machine has.
+//! instruction set and picks the widest one the machine has. The norm itself is
+//! that of `refseg_kernels`, which computes it outside of training too.
 
 use burn::{
     backend::{
@@ -416,7 +417,12 @@ pub(super) fn norm_of(
         epsilon,
         centred,
     };
-    let (width, x_values) = (norm.weight.len(), floats(&x));
+    let (width, x_values) = (row_length(&x), floats(&x));
+    assert!(
+        width == norm.weight.len(),
+        "rows of {width} for a norm of {}",
+        norm.weight.len()
+    );
     let work = || Work::elementwise(Kind::Norm, x_values.len() / width, width, 2);
     let out = watched(work, || refseg_kernels::norm(x_values, norm));
     let shape = x.layout().shape().clone();

@@ -14,6 +14,7 @@ mod linear;
 mod norm;
 mod profile;
 mod rope;
+mod sample;
 mod stored;
 mod tensors;
 
@@ -26,5 +27,6 @@ pub use norm::{LayerNorm, RmsNorm};
 pub use profile::{Kind, Profile, Spent, Work, profile};
 pub use refseg_kernels::{Activation, CpuError, InstructionSet, Precision, peak};
 pub use rope::Rope;
+pub use sample::sample;
 pub use stored::StoredTensors;
 pub use tensors::{TensorSource, Tensors};

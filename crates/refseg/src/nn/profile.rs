@@ -39,6 +39,8 @@ pub enum Kind {
     Elementwise,
     /// Queries or keys turned by their positions.
     Rope,
+    /// A map seen between its cells.
+    Sample,
 }
 
 /// What work of one kind and size has cost.
@@ -57,7 +59,8 @@ pub struct Spent {
 /// Where time went.
 #[derive(Debug, Clone)]
 pub struct Profile {
-    /// All of it. What is not in `work` is the tensor framework's: sums, copies, tables.
+    /// All of it. What is not in `work` are the tensor framework's sums and copies, and whatever is no layer: the
+    /// picture, the prompt, the mask.
     pub total: Duration,
     /// What layers computed.
     pub work: HashMap<Work, Spent>,
@@ -104,7 +107,7 @@ pub(super) struct Cost {
 }
 
 impl Work {
-    /// Work that is bound by memory: `reads` and writes of as many f32 as there are elements.
+    /// Work that is bound by memory: it reads or writes every element `passes` times.
     pub(super) fn elementwise(
         kind: Kind,
         rows: usize,
@@ -133,6 +136,7 @@ impl fmt::Display for Work {
             Kind::Norm => write!(f, "norm {a}×{b}"),
             Kind::Elementwise => write!(f, "activation {a}×{b}"),
             Kind::Rope => write!(f, "RoPE {a}×{b}"),
+            Kind::Sample => write!(f, "sampling {a}×{b}"),
         }
     }
 }

@@ -25,7 +25,7 @@ struct Document<'a> {
     threads: usize,
     repeat: usize,
     /// Billions of f32 operations a second, between the rounds, with nothing but fused products.
-    peak_gflops: f64,
+    peak_gflops: Option<f64>,
     /// Encode and one phrase, on average.
     first_phrase_ms: f64,
     work: Vec<Row>,
@@ -46,7 +46,7 @@ struct Row {
     of_peak: Option<f64>,
     /// Billions of bytes a second, counting each that has to be read or written once.
     #[serde(skip_serializing_if = "Option::is_none")]
-    gigabytes: Option<f64>,
+    gigabytes_per_second: Option<f64>,
 }
 
 pub(super) fn run(
@@ -61,19 +61,19 @@ pub(super) fn run(
     let mut profiles = Vec::with_capacity(repeat);
     let mut progress = console.progress(repeat as u64 + 1, "rounds");
     for round in 0..=repeat {
-        let peak = refseg::nn::peak();
+        let peak = nn::peak();
         let (done, profile) = nn::profile(first);
         done?;
         // The first round warms caches and thread pools up.
         if round > 0 {
-            peaks.push(peak);
+            peaks.extend(peak);
             profiles.push(profile);
         }
         progress.advance();
     }
     drop(progress);
     peaks.sort_by(f64::total_cmp);
-    let document = Document::new(model.name(), peaks[repeat / 2], &profiles);
+    let document = Document::new(model.name(), peaks.get(repeat / 2).copied(), &profiles);
     if args.json {
         console.json(&document)
     } else {
@@ -82,7 +82,7 @@ pub(super) fn run(
 }
 
 impl<'a> Document<'a> {
-    fn new(model: &'a str, peak: f64, profiles: &[Profile]) -> Self {
+    fn new(model: &'a str, peak: Option<f64>, profiles: &[Profile]) -> Self {
         let repeat = profiles.len();
         let per_round = 1e3 / repeat as f64;
         let total: f64 = profiles.iter().map(|p| p.total.as_secs_f64()).sum();
@@ -110,7 +110,7 @@ impl<'a> Document<'a> {
                 Kind::Product(precision) | Kind::Convolution(precision) => {
                     InstructionSet::current().products_at_once(precision)
                 }
-                Kind::Attention | Kind::Norm | Kind::Elementwise | Kind::Rope => 1,
+                Kind::Attention | Kind::Norm | Kind::Elementwise | Kind::Rope | Kind::Sample => 1,
             };
             let multiplies = spent.operations > 0.0;
             work.push(Row {
@@ -119,15 +119,21 @@ impl<'a> Document<'a> {
                 ms: seconds * per_round,
                 share: seconds / total,
                 gflops: multiplies.then_some(rate),
-                of_peak: multiplies.then_some(rate / (peak * at_once as f64)),
-                gigabytes: (!multiplies).then_some(spent.bytes * 1e-9 / seconds),
+                of_peak: peak
+                    .filter(|_| multiplies)
+                    .map(|peak| rate / (peak * at_once as f64)),
+                gigabytes_per_second: (!multiplies).then_some(spent.bytes * 1e-9 / seconds),
             });
         }
         work.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         let seconds = small.time.as_secs_f64();
         for (what, calls, seconds) in [
             ("less than half a per cent each", small.calls, seconds),
-            ("the framework's sums, copies and tables", 0, left),
+            (
+                "all else: the framework's sums and copies, the picture, the mask",
+                0,
+                left,
+            ),
         ] {
             work.push(Row {
                 what: what.to_owned(),
@@ -136,7 +142,7 @@ impl<'a> Document<'a> {
                 share: seconds / total,
                 gflops: None,
                 of_peak: None,
-                gigabytes: None,
+                gigabytes_per_second: None,
             });
         }
         Self {
@@ -174,12 +180,15 @@ impl<'a> Document<'a> {
                 format!("{:.1} %", 100.0 * row.share).into(),
                 shown(row.gflops, 0).into(),
                 shown(row.of_peak, 2).into(),
-                shown(row.gigabytes, 1).into(),
+                shown(row.gigabytes_per_second, 1).into(),
             ]);
         }
+        let peak = self.peak_gflops.map_or_else(String::new, |peak| {
+            format!("; nothing but fused f32 products: {peak:.0} GFLOP/s")
+        });
         console.note(format_args!(
-            "{}, {} threads, {} rounds: {:.0} ms for a first phrase; nothing but fused f32 products: {:.0} GFLOP/s",
-            self.model, self.threads, self.repeat, self.first_phrase_ms, self.peak_gflops
+            "{}, {} threads, {} rounds: {:.0} ms for a first phrase{peak}",
+            self.model, self.threads, self.repeat, self.first_phrase_ms
         ));
         console.result(table)
     }
