@@ -1,14 +1,16 @@
 //! A weight packed once, and products with it.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::{
     Epilogue, InstructionSet, Precision,
     epilogue::{Place, RowScale, Shared, Sums, finish},
     instruction_set::vectorised,
-    memory::{Aligned, bytes},
+    memory::{Aligned, Number, bytes},
     precision::{int8_scales, largest_magnitude, round_to_bf16, round_to_int8, widen_bf16},
-    tile::{Ahead, BLOCK, Product, Tile, Unit},
+    tile::{Ahead, BLOCK, MOST_COLUMNS, Product, Tile, Unit},
 };
 
 /// A weight `(outputs, inputs)`, packed for one instruction set.
@@ -68,59 +70,60 @@ impl Packed {
         precision: Precision,
         set: InstructionSet,
     ) -> Self {
-        assert!(set.is_available(), "this machine lacks {set}");
-        let unit = Unit::of(precision, set);
-        Self::for_tile(weight, outputs, inputs, precision, Tile { set, unit })
+        let tile = Tile::available(precision, set);
+        let source = Source::new(weight, Order::ByOutput, outputs, inputs);
+        Self::of(&source, precision, tile)
     }
 
-    fn for_tile(
-        weight: &[f32],
-        outputs: usize,
-        inputs: usize,
-        precision: Precision,
-        tile: Tile,
-    ) -> Self {
-        let found = weight.len();
-        assert!(
-            found == outputs * inputs,
-            "a weight of {found} numbers is not one of {outputs}×{inputs}"
-        );
+    /// Packs a weight that lies `(inputs, outputs)`.
+    ///
+    /// # Panics
+    /// As [`Packed::new`].
+    pub fn transposed(weight: &[f32], outputs: usize, inputs: usize, precision: Precision) -> Self {
+        let tile = Tile::available(precision, InstructionSet::current());
+        let source = Source::new(weight, Order::ByInput, outputs, inputs);
+        Self::of(&source, precision, tile)
+    }
+
+    fn of(source: &Source<'_>, precision: Precision, tile: Tile) -> Self {
+        let Source {
+            outputs, inputs, ..
+        } = *source;
         let scales: Vec<_> = match precision {
             Precision::Int8 => {
                 assert!(
                     inputs <= MOST_INT8_INPUTS,
                     "{inputs} inputs are too many to be summed in 32 bits"
                 );
-                let row = |row| int8_scales(largest_magnitude(&weight[row * inputs..][..inputs]));
-                (0..outputs).into_par_iter().map(row).collect()
+                let largest = source.largest_magnitudes();
+                largest.into_iter().map(int8_scales).collect()
             }
             Precision::F32 | Precision::Bf16 => Vec::new(),
         };
-        let source = Source {
-            weight,
-            outputs,
-            inputs,
-            columns: tile.columns(),
-        };
+        let columns = tile.columns();
         let byte = |x: f32, output: usize| round_to_int8(x, scales[output].0);
         let panels = match (precision, tile.unit) {
-            (Precision::F32, _) => Panels::Units(source.pack(|_, [x]: [f32; 1]| x.to_bits())),
-            (Precision::Bf16, Unit::Bf16Pair) => {
-                Panels::Units(source.pack(|_, x: [f32; 2]| pair(x.map(round_to_bf16))))
+            (Precision::F32, _) => {
+                Panels::Units(source.pack(columns, |_, [x]: [f32; 1]| x.to_bits()))
             }
-            (Precision::Bf16, _) => Panels::Bf16(source.pack(|_, [x]: [f32; 1]| round_to_bf16(x))),
+            (Precision::Bf16, Unit::Bf16Pair) => {
+                Panels::Units(source.pack(columns, |_, x: [f32; 2]| pair(x.map(round_to_bf16))))
+            }
+            (Precision::Bf16, _) => {
+                Panels::Bf16(source.pack(columns, |_, [x]: [f32; 1]| round_to_bf16(x)))
+            }
             (Precision::Int8, Unit::ByteQuad) => {
-                Panels::Units(source.pack(|output, x: [f32; 4]| {
+                Panels::Units(source.pack(columns, |output, x: [f32; 4]| {
                     u32::from_le_bytes(x.map(|x| (byte(x, output) as u8) ^ 0x80))
                 }))
             }
             (Precision::Int8, Unit::SignedQuad) => {
-                Panels::Units(source.pack(|output, x: [f32; 4]| {
+                Panels::Units(source.pack(columns, |output, x: [f32; 4]| {
                     u32::from_le_bytes(x.map(|x| byte(x, output) as u8))
                 }))
             }
             (Precision::Int8, _) => {
-                let pairs = source.pack(|output, x: [f32; 2]| {
+                let pairs = source.pack(columns, |output, x: [f32; 2]| {
                     u16::from_le_bytes(x.map(|x| byte(x, output) as u8))
                 });
                 Panels::Int8(pairs.cast())
@@ -336,26 +339,62 @@ impl Packed {
 /// A weight to be packed.
 struct Source<'a> {
     weight: &'a [f32],
+    order: Order,
     outputs: usize,
     inputs: usize,
-    columns: usize,
 }
 
-impl Source<'_> {
-    /// Panels of what `convert` makes of an output's numbers, `G` inputs at a time.
-    fn pack<T: crate::memory::Number + Send + Sync, const G: usize>(
-        &self,
-        convert: impl Fn(usize, [f32; G]) -> T + Sync,
-    ) -> Aligned<T> {
-        let Self {
+/// How the numbers of a weight lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// `(outputs, inputs)`.
+    ByOutput,
+    /// `(inputs, outputs)`.
+    ByInput,
+}
+
+impl<'a> Source<'a> {
+    /// Panics if there are not as many numbers.
+    fn new(weight: &'a [f32], order: Order, outputs: usize, inputs: usize) -> Self {
+        let found = weight.len();
+        assert!(
+            found == outputs * inputs,
+            "a weight of {found} numbers is not one of {outputs}×{inputs}"
+        );
+        Self {
             weight,
+            order,
             outputs,
             inputs,
-            columns,
-            ..
+        }
+    }
+
+    /// Of each output.
+    fn largest_magnitudes(&self) -> Vec<f32> {
+        let Self {
+            weight,
+            order,
+            outputs,
+            inputs,
         } = *self;
-        let steps = inputs.div_ceil(G);
-        let mut panels = Aligned::zeros(outputs.div_ceil(columns) * steps * columns);
+        let of = |output: usize| match order {
+            Order::ByOutput => largest_magnitude(&weight[output * inputs..][..inputs]),
+            Order::ByInput => {
+                let column: Vec<_> = (0..inputs).map(|i| weight[i * outputs + output]).collect();
+                largest_magnitude(&column)
+            }
+        };
+        (0..outputs).into_par_iter().map(of).collect()
+    }
+
+    /// Panels of `columns`, of what `convert` makes of an output's numbers, `G` inputs at a time.
+    fn pack<T: Number + Send + Sync, const G: usize>(
+        &self,
+        columns: usize,
+        convert: impl Fn(usize, [f32; G]) -> T + Sync,
+    ) -> Aligned<T> {
+        let steps = self.inputs.div_ceil(G);
+        let mut panels = Aligned::zeros(self.outputs.div_ceil(columns) * steps * columns);
         if panels.is_empty() {
             return panels;
         }
@@ -364,26 +403,63 @@ impl Source<'_> {
             .enumerate()
             .for_each(|(index, panel)| {
                 let first = index * columns;
-                // A few steps of all columns at a time, so that what is written stays in the nearest cache.
-                for (block, panel) in panel.chunks_mut(BLOCK * columns).enumerate() {
-                    let range = block * BLOCK * G..inputs.min((block + 1) * BLOCK * G);
-                    for column in 0..columns.min(outputs - first) {
-                        let output = first + column;
-                        let row = &weight[output * inputs..][..inputs];
-                        let (whole, rest) = row[range.clone()].as_chunks::<G>();
-                        let mut units = panel[column..].iter_mut().step_by(columns);
-                        for (&x, unit) in whole.iter().zip(&mut units) {
-                            *unit = convert(output, x);
-                        }
-                        if !rest.is_empty() {
-                            let mut last = [0.0; G];
-                            last[..rest.len()].copy_from_slice(rest);
-                            units.for_each(|unit| *unit = convert(output, last));
-                        }
-                    }
+                let outputs = first..self.outputs.min(first + columns);
+                match self.order {
+                    Order::ByOutput => self.pack_rows(outputs, columns, panel, &convert),
+                    Order::ByInput => self.pack_columns(outputs, columns, panel, &convert),
                 }
             });
         panels
+    }
+
+    /// A panel of a weight whose outputs are rows.
+    fn pack_rows<T, const G: usize>(
+        &self,
+        outputs: Range<usize>,
+        columns: usize,
+        panel: &mut [T],
+        convert: impl Fn(usize, [f32; G]) -> T,
+    ) {
+        let inputs = self.inputs;
+        // A few steps of all columns at a time, so that what is written stays in the nearest cache.
+        for (block, panel) in panel.chunks_mut(BLOCK * columns).enumerate() {
+            let range = block * BLOCK * G..inputs.min((block + 1) * BLOCK * G);
+            for (column, output) in outputs.clone().enumerate() {
+                let row = &self.weight[output * inputs..][..inputs];
+                let (whole, rest) = row[range.clone()].as_chunks::<G>();
+                let mut units = panel[column..].iter_mut().step_by(columns);
+                for (&x, unit) in whole.iter().zip(&mut units) {
+                    *unit = convert(output, x);
+                }
+                if !rest.is_empty() {
+                    let mut last = [0.0; G];
+                    last[..rest.len()].copy_from_slice(rest);
+                    units.for_each(|unit| *unit = convert(output, last));
+                }
+            }
+        }
+    }
+
+    /// A panel of a weight whose inputs are rows.
+    fn pack_columns<T, const G: usize>(
+        &self,
+        outputs: Range<usize>,
+        columns: usize,
+        panel: &mut [T],
+        convert: impl Fn(usize, [f32; G]) -> T,
+    ) {
+        let width = outputs.len();
+        for (step, units) in panel.chunks_exact_mut(columns).enumerate() {
+            // Behind the last input there are zeros.
+            let row = |input: usize| match input < self.inputs {
+                true => &self.weight[input * self.outputs..][outputs.clone()],
+                false => &[0.0; MOST_COLUMNS][..width],
+            };
+            let rows: [&[f32]; G] = std::array::from_fn(|i| row(step * G + i));
+            for (column, unit) in units[..width].iter_mut().enumerate() {
+                *unit = convert(outputs.start + column, rows.map(|row| row[column]));
+            }
+        }
     }
 }
 
@@ -457,7 +533,7 @@ impl Strips {
         self.starts.len() - 1
     }
 
-    fn rows(&self, strip: usize) -> std::ops::Range<usize> {
+    fn rows(&self, strip: usize) -> Range<usize> {
         self.starts[strip]..self.starts[strip + 1]
     }
 
@@ -529,8 +605,8 @@ fn pack_row<'a, const G: usize>(
 /// A part of a product: some strips times some panels.
 #[derive(Debug, Clone)]
 struct Job {
-    strips: std::ops::Range<usize>,
-    panels: std::ops::Range<usize>,
+    strips: Range<usize>,
+    panels: Range<usize>,
 }
 
 /// How a product is cut into jobs.
@@ -581,6 +657,33 @@ impl Jobs {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_weight_is_packed_alike_whichever_way_it_lies() {
+        for [inputs, outputs] in [[1, 1], [7, 20], [70, 130], [131, 64]] {
+            let by_output: Vec<_> = (0..outputs * inputs)
+                .map(|i| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0)
+                .collect();
+            let at = |i: usize| by_output[i % outputs * inputs + i / outputs];
+            let by_input: Vec<_> = (0..outputs * inputs).map(at).collect();
+            for set in InstructionSet::available() {
+                for precision in Precision::ALL {
+                    let tile = Tile::available(precision, set);
+                    let pack = |weight, order| {
+                        let source = Source::new(weight, order, outputs, inputs);
+                        let packed = Packed::of(&source, precision, tile);
+                        let panels = packed.stored(0, 0, packed.panel_count() * packed.steps());
+                        (panels.to_vec(), packed.scales)
+                    };
+                    assert_eq!(
+                        pack(&by_input, Order::ByInput),
+                        pack(&by_output, Order::ByOutput),
+                        "{inputs}×{outputs} in {precision} by {set}"
+                    );
+                }
+            }
+        }
+    }
+
     /// Units of instruction sets that this machine may lack, multiplied in plain Rust.
     #[test]
     fn every_unit_is_packed_as_its_instruction_reads_it() {
@@ -591,7 +694,8 @@ mod tests {
             let set = InstructionSet::Portable;
             let product = |x: &[f32], w: &[f32], precision, unit| {
                 let mut out = vec![0.0; rows * outputs];
-                let packed = Packed::for_tile(w, outputs, inputs, precision, Tile { set, unit });
+                let source = Source::new(w, Order::ByOutput, outputs, inputs);
+                let packed = Packed::of(&source, precision, Tile { set, unit });
                 packed.multiply(x, &Epilogue::default(), &mut out);
                 out
             };

@@ -120,6 +120,16 @@ pub(crate) struct Tile {
 }
 
 impl Tile {
+    /// The tile for weights of a precision.
+    ///
+    /// # Panics
+    /// If this machine lacks the set.
+    pub(crate) fn available(precision: Precision, set: InstructionSet) -> Self {
+        assert!(set.is_available(), "this machine lacks {set}");
+        let unit = Unit::of(precision, set);
+        Self { set, unit }
+    }
+
     /// The most rows of a strip.
     pub(crate) fn rows(self) -> usize {
         use InstructionSet::*;

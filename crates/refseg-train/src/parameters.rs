@@ -7,7 +7,7 @@ use std::{
 
 use burn::tensor::{Device, Tensor, TensorData};
 use refseg::{
-    nn::{Dropout, LowRank, Part, TensorSource},
+    nn::{Dropout, LowRank, Part, Precision, TensorSource},
     random::{SplitMix64, initial_values},
     weights::WeightsError,
 };
@@ -202,6 +202,7 @@ pub struct Leaves<'a> {
     over: Option<Over<'a>>,
     noise: Option<Noise>,
     values: Values,
+    precision: Precision,
     is_tracked: bool,
     device: Device,
     handed_out: RefCell<BTreeMap<String, Tensor<1>>>,
@@ -259,6 +260,7 @@ impl<'a> Leaves<'a> {
             over: None,
             noise: None,
             values,
+            precision: Precision::F32,
             is_tracked: false,
             device: device.clone(),
             handed_out: RefCell::default(),
@@ -282,6 +284,12 @@ impl<'a> Leaves<'a> {
             noise: Some(noise),
             ..self
         }
+    }
+
+    /// The same, with the factors of products rounded to this.
+    #[must_use]
+    pub fn computing(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Differentiates `loss` by every leaf that it depends on, and adds what comes out to the
@@ -397,6 +405,10 @@ impl TensorSource for Leaves<'_> {
 
     fn device(&self) -> Device {
         self.device.clone()
+    }
+
+    fn computing(&self) -> Precision {
+        self.precision
     }
 
     fn low_rank(&self, key: &str, _: [usize; 2]) -> Result<Option<LowRank>, WeightsError> {

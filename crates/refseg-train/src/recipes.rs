@@ -9,7 +9,7 @@ use std::{
     str::FromStr,
 };
 
-use refseg::nn::Part;
+use refseg::nn::{InstructionSet, Part, Precision};
 use refseg_data::dataset::Source;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -146,6 +146,8 @@ pub struct Common<'a> {
     pub pictures: usize,
     /// Pictures in one forward pass.
     pub pictures_a_pass: usize,
+    /// What is multiplied with.
+    pub precision: Computing,
     /// How parameters follow their gradients.
     pub optimiser: &'a Optimiser,
     /// The learning rate over time.
@@ -230,6 +232,32 @@ impl Set {
     pub fn split(&self) -> &str {
         let first = self.source.splits()[0];
         self.split.as_deref().unwrap_or(first)
+    }
+}
+
+/// What the factors of a layer's products are, and of their derivatives. Sums, activations, gradients and the parameters
+/// themselves are f32 whatever it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Computing {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// Rounded to bf16: see [`Precision::Bf16`].
+    Bf16,
+    /// bf16 where the processor multiplies bf16, f32 elsewhere.
+    Auto,
+}
+
+impl Computing {
+    /// What it comes to on this machine.
+    pub fn precision(self) -> Precision {
+        let multiplies_bf16 = || InstructionSet::current().products_at_once(Precision::Bf16) > 1;
+        match self {
+            Self::Bf16 => Precision::Bf16,
+            Self::Auto if multiplies_bf16() => Precision::Bf16,
+            Self::F32 | Self::Auto => Precision::F32,
+        }
     }
 }
 

@@ -196,6 +196,65 @@ fn layers_computed_again_give_the_same_gradients() -> Outcome {
     Ok(())
 }
 
+/// Factors in bf16, parameters in f32: gradients move by what rounding moves them, and steps far smaller than those of
+/// bf16 are not lost.
+#[test]
+fn products_in_bf16_train_parameters_in_f32() -> Outcome {
+    let noise = Noise {
+        seed: 5,
+        decoder: false,
+    };
+    let all = ["train.parameters=[\"\"]", "train.lora=none", "steps=1"];
+    let mut gradients = Vec::new();
+    for precision in ["precision=f32", "precision=bf16"] {
+        let folder = tempfile::tempdir()?;
+        let recipe = recipe("refseg-gres", &[&all[..], &[precision]].concat())?;
+        let run = open(folder.path(), Start::Builtin, &recipe, 1)?;
+        let batch = run.task().batch(1, 0)?;
+        let measured = run
+            .task()
+            .measure_on(run.parameters(), &batch, Some(noise))?;
+        gradients.push(measured.gradients);
+    }
+    let [exact, rounded] = &gradients[..] else {
+        unreachable!("two runs")
+    };
+    assert_eq!(exact.len(), rounded.len());
+    let norm = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+    };
+    let whole = norm(&mut exact.values().flatten().copied());
+    for (key, exact) in exact {
+        let rounded = &rounded[key];
+        assert!(rounded != exact, "{key}: nothing was rounded");
+        let gap = norm(&mut exact.iter().zip(rounded).map(|(a, b)| a - b));
+        // Some gradients are nothing but rounding: a bias is taken off again by the batch norm behind it.
+        let allowed = 0.05 * norm(&mut exact.iter().copied()) + 1e-4 * whole;
+        assert!(gap < allowed, "{key}: off by {gap}, {allowed} at most");
+    }
+
+    let folder = tempfile::tempdir()?;
+    let small = [
+        "precision=bf16",
+        "optimiser.learning_rate=1e-7",
+        "schedule.warm_up=0",
+        "schedule.floor=1",
+    ];
+    let recipe = recipe("refseg-gres", &[&all[..], &small].concat())?;
+    let mut run = open(folder.path(), Start::Builtin, &recipe, 1)?;
+    let before = run.parameters().clone();
+    run.train(|_| true)?;
+    let key = "vision_model.encoder.layers.0.attn.qkv.weight";
+    let of = |parameters: &Parameters| parameters.get(key).expect("a layer").values.clone();
+    let moved = of(&before)
+        .iter()
+        .zip(&of(run.parameters()))
+        .filter(|(a, b)| a != b)
+        .count();
+    assert!(moved > of(&before).len() / 2, "{moved} values moved");
+    Ok(())
+}
+
 #[test]
 fn a_folder_is_for_one_run_at_a_time() -> Outcome {
     let folder = tempfile::tempdir()?;

@@ -141,7 +141,9 @@ impl Conversing {
         lessons: &[Lesson],
         noise: Option<Noise>,
     ) -> Result<Measured, TrainError> {
-        let mut tracked = Leaves::tracked(parameters, &self.device).over(self.over());
+        let precision = self.recipe.precision.precision();
+        let leaves = Leaves::tracked(parameters, &self.device);
+        let mut tracked = leaves.over(self.over()).computing(precision);
         if let Some(noise) = noise {
             tracked = tracked.with_noise(noise);
         }

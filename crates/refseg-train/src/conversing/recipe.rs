@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::recipes::{
     Book, Common, check, check_quality, check_sets, check_stretch, is_positive, is_share,
 };
-pub use crate::recipes::{Optimiser, RecipeError, ScheduleShape, Set, Watch};
+pub use crate::recipes::{Computing, Optimiser, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a language model is taught.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct Recipe {
     pub pictures_a_pass: usize,
     /// Seed of sampling, dropout and new parameters.
     pub seed: u64,
+    /// What is multiplied with.
+    #[serde(default)]
+    pub precision: Computing,
     /// What is learned from.
     pub data: Data,
     /// What is asked and answered.
@@ -191,6 +194,7 @@ impl Recipe {
             steps: self.steps,
             pictures: self.pictures,
             pictures_a_pass: self.pictures_a_pass,
+            precision: self.precision,
             optimiser: &self.optimiser,
             schedule: &self.schedule,
             watch: &self.watch,

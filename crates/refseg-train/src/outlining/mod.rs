@@ -112,7 +112,9 @@ impl Outlining {
         parameters: &Parameters,
         drawings: &[Drawing],
     ) -> Result<Measured, TrainError> {
-        let tracked = Leaves::tracked(parameters, &self.device).over(self.over());
+        let precision = self.recipe.precision.precision();
+        let leaves = Leaves::tracked(parameters, &self.device);
+        let tracked = leaves.over(self.over()).computing(precision);
         pass::measure(tracked, &self.config, &self.recipe.loss, drawings)
     }
 

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::recipes::{Book, Common, check, check_quality, check_sets, check_stretch};
-pub use crate::recipes::{Optimiser, RecipeError, ScheduleShape, Set, Watch};
+pub use crate::recipes::{Computing, Optimiser, RecipeError, ScheduleShape, Set, Watch};
 
 /// How a Segment Anything model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub struct Recipe {
     pub pictures_a_pass: usize,
     /// Seed of sampling.
     pub seed: u64,
+    /// What is multiplied with.
+    #[serde(default)]
+    pub precision: Computing,
     /// What is learned from.
     pub data: Data,
     /// What prompts look like.
@@ -127,6 +130,7 @@ impl Recipe {
             steps: self.steps,
             pictures: self.pictures,
             pictures_a_pass: self.pictures_a_pass,
+            precision: self.precision,
             optimiser: &self.optimiser,
             schedule: &self.schedule,
             watch: &self.watch,

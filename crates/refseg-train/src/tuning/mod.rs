@@ -213,9 +213,9 @@ impl Tuning {
     ///
     /// # Errors
     /// If a loss is not finite.
-    pub fn measure_on(
-        &self,
-        parameters: &Parameters,
+    pub fn measure_on<'a>(
+        &'a self,
+        parameters: &'a Parameters,
         questions: &[Question],
         noise: Option<Noise>,
     ) -> Result<Measured, TrainError> {
@@ -226,8 +226,10 @@ impl Tuning {
             loss: &self.recipe.loss,
             recompute: self.recipe.recompute,
         };
-        let mut tracked = Leaves::tracked(parameters, &self.device).over(self.over());
-        let mut untracked = Leaves::untracked(parameters, &self.device).over(self.over());
+        let precision = self.recipe.precision.precision();
+        let prepared = |leaves: Leaves<'a>| leaves.over(self.over()).computing(precision);
+        let mut tracked = prepared(Leaves::tracked(parameters, &self.device));
+        let mut untracked = prepared(Leaves::untracked(parameters, &self.device));
         if let Some(noise) = noise {
             (tracked, untracked) = (tracked.with_noise(noise), untracked.with_noise(noise));
         }

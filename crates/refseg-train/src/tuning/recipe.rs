@@ -8,7 +8,9 @@ use refseg::internvl::Fusion;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::recipes::{Book, Common, check, check_quality, check_sets, is_positive, is_share};
-pub use crate::recipes::{Optimiser, OptimiserName, RecipeError, ScheduleShape, Set, Watch};
+pub use crate::recipes::{
+    Computing, Optimiser, OptimiserName, RecipeError, ScheduleShape, Set, Watch,
+};
 
 /// How a model is fine-tuned on pictures with phrases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +26,9 @@ pub struct Recipe {
     pub pictures_a_pass: usize,
     /// Seed of sampling, dropout and new parameters.
     pub seed: u64,
+    /// What is multiplied with.
+    #[serde(default)]
+    pub precision: Computing,
     /// What is learned from.
     pub data: Data,
     /// How the model is asked.
@@ -185,6 +190,7 @@ impl Recipe {
             steps: self.steps,
             pictures: self.pictures,
             pictures_a_pass: self.pictures_a_pass,
+            precision: self.precision,
             optimiser: &self.optimiser,
             schedule: &self.schedule,
             watch: &self.watch,

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, activation, module};
-use refseg_kernels::Activation;
+use burn::tensor::{Tensor, activation};
+use refseg_kernels::{Activation, Precision};
 
 use super::{
     Dropout, Tensors,
     inference::{self, PackedLinear},
     kernels,
+    product::product,
 };
 use crate::weights::WeightsError;
 
@@ -18,7 +19,7 @@ pub struct Linear(Form);
 
 #[derive(Debug, Clone)]
 enum Form {
-    /// As the framework multiplies, with gradients if they are wanted.
+    /// With gradients if they are wanted.
     Plain(Box<Plain>),
     /// As the CPU reads it best.
     Packed(Arc<PackedLinear>),
@@ -32,6 +33,8 @@ struct Plain {
     bias: Option<Tensor<1>>,
     /// Keys `lora_A` and `lora_B`, while they are being trained.
     low_rank: Option<LowRank>,
+    /// What factors of products are rounded to.
+    precision: Precision,
 }
 
 /// A change of a weight that is being trained beside it: `x` gains `s · drop(x) · Aᵀ · Bᵀ`.
@@ -96,6 +99,7 @@ impl Linear {
                 weight,
                 bias,
                 low_rank: None,
+                precision: tensors.computing(),
             })),
             Some(precision) => Form::Packed(Arc::new(PackedLinear::new(weight, bias, precision))),
         })
@@ -179,12 +183,12 @@ impl Plain {
         let change = self
             .low_rank
             .as_ref()
-            .map(|change| change.forward(x.clone()));
-        let y = module::linear(x, self.weight.clone().transpose(), self.bias.clone());
-        match change {
-            None => y,
-            Some(change) => y + change,
-        }
+            .map(|change| change.forward(x.clone(), self.precision));
+        let bias = self.bias.clone().map(Tensor::unsqueeze);
+        let y = product(x, self.weight.clone(), self.precision);
+        bias.into_iter()
+            .chain(change)
+            .fold(y, |sum, part| sum + part)
     }
 }
 
@@ -201,9 +205,9 @@ fn activate<const R: usize>(x: Tensor<R>, activation: Activation) -> Tensor<R> {
 }
 
 impl LowRank {
-    fn forward<const R: usize>(&self, x: Tensor<R>) -> Tensor<R> {
-        let narrow = module::linear(self.dropout.forward(x), self.a.clone().transpose(), None);
-        module::linear(narrow, self.b.clone().transpose(), None).mul_scalar(self.scale)
+    fn forward<const R: usize>(&self, x: Tensor<R>, precision: Precision) -> Tensor<R> {
+        let narrow = product(self.dropout.forward(x), self.a.clone(), precision);
+        product(narrow, self.b.clone(), precision).mul_scalar(self.scale)
     }
 }
 

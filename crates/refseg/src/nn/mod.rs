@@ -12,6 +12,7 @@ mod inference;
 mod kernels;
 mod linear;
 mod norm;
+mod product;
 mod profile;
 mod rope;
 mod sample;

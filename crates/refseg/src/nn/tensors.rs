@@ -28,11 +28,16 @@ pub trait TensorSource {
     /// The device on which the tensors live.
     fn device(&self) -> Device;
 
-    /// In which numbers layers of the network are packed for inference; `None` leaves them to the
-    /// framework, as training needs it. Depends on `key`, the beginning of the layer's keys.
+    /// In which numbers layers of the network are packed for inference; `None` leaves them
+    /// as tensors, which training needs. Depends on `key`, the beginning of the layer's keys.
     fn precision(&self, key: &str) -> Option<Precision> {
         let _ = key;
         None
+    }
+
+    /// What factors of products are rounded to where layers are not packed.
+    fn computing(&self) -> Precision {
+        Precision::F32
     }
 
     /// The change that is being trained beside the `(out, in)` matrix `key`, if there is one.
@@ -124,6 +129,11 @@ impl<'a> Tensors<'a> {
     /// In which numbers a layer below the prefix is packed: see [`TensorSource::precision`].
     pub fn precision(&self) -> Option<Precision> {
         self.source.precision(&self.prefix)
+    }
+
+    /// What factors of products are rounded to where layers are not packed: see [`TensorSource::computing`].
+    pub fn computing(&self) -> Precision {
+        self.source.computing()
     }
 
     /// The device on which the tensors live.

@@ -263,6 +263,7 @@ pub(super) fn show_plan<T: ByRecipe>(
         recipe: common.description.to_owned(),
         steps: run.steps(),
         pictures: common.pictures,
+        precision: common.precision.precision().name(),
         available: task.available(),
         trained,
         frozen,
@@ -285,6 +286,8 @@ struct Plan {
     recipe: String,
     steps: u64,
     pictures: usize,
+    /// What is multiplied with.
+    precision: &'static str,
     /// Pictures to learn from.
     available: usize,
     trained: u64,
@@ -310,6 +313,7 @@ impl Plan {
         row("pictures to learn from", with_commas(self.available as u64));
         row("steps", with_commas(self.steps));
         row("pictures a step", self.pictures.to_string());
+        row("precision of products", self.precision.to_owned());
         for group in &self.groups {
             row(
                 &format!("trained: {}", group.name),
