@@ -10,7 +10,7 @@ use crate::{
     instruction_set::vectorised,
     math,
     memory::Aligned,
-    tile::{Ahead, BLOCK, Product, Tile, Unit},
+    tile::{Ahead, BLOCK, MOST_COLUMNS, Product, Tile, Unit},
 };
 
 /// Sizes of an attention.
@@ -151,9 +151,16 @@ struct Scratch {
 
 /// What is known of a query's keys so far.
 #[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
 struct Running {
+    /// The largest scores, in independent lanes.
+    lanes: [f32; BLOCK],
+    /// The sum of the exponents, in independent lanes.
+    totals: [f32; BLOCK],
+    /// The largest score of the chunks so far.
     largest: f32,
-    total: f32,
+    /// What is taken off before exponents.
+    shift: f32,
 }
 
 impl Attention<'_> {
@@ -170,21 +177,27 @@ impl Attention<'_> {
         let AttentionShape { keys, head_dim, .. } = shape;
         let columns = tile.columns();
         let tile_len = tile.rows() * columns;
-        let start = |strip: usize| strip * shape.rows() / count;
-        let starts: Vec<_> = (strips.start..=strips.end).map(start).collect();
-        let rows = |strip: usize| starts[strip - strips.start]..starts[strip - strips.start + 1];
+        let first = strips.start * shape.rows() / count;
+        // Rows of each strip, counted from the job's first one.
+        let starts: Vec<_> = (strips.start..=strips.end)
+            .map(|strip| strip * shape.rows() / count - first)
+            .collect();
+        let rows = |strip: usize| starts[strip]..starts[strip + 1];
+        let strips = 0..strips.len();
+        let queries: Vec<_> = shape
+            .queries(head, first)
+            .take(starts[strips.end])
+            .collect();
 
         let stride = tile.rows() * head_dim.next_multiple_of(BLOCK);
         scratch.queries.resize(strips.len() * stride);
-        for (strip, queries) in strips.clone().zip(scratch.queries.chunks_exact_mut(stride)) {
-            let rows = rows(strip);
+        for (strip, units) in strips.clone().zip(scratch.queries.chunks_exact_mut(stride)) {
             let mut q: [&[f32]; MOST_ROWS] = [&[]; MOST_ROWS];
-            for (q, row) in q.iter_mut().zip(rows.clone()) {
-                let (batch, head, query) = shape.query(head, row);
+            for (q, &(batch, head, query)) in q.iter_mut().zip(&queries[rows(strip)]) {
                 *q = self.q.row(batch, head, query, head_dim);
             }
             let scale = (head_dim as f64).powf(-0.5) as f32;
-            pack_queries(tile.set, &q[..rows.len()], scale, queries);
+            pack_queries(tile.set, &q[..rows(strip).len()], scale, units);
         }
 
         let wide = head_dim.div_ceil(columns);
@@ -193,55 +206,56 @@ impl Attention<'_> {
             .resize(strips.len() * tile_len * CHUNK.div_ceil(columns));
         scratch.sums.resize(strips.len() * tile_len * wide);
         let mut running = vec![
-            [Running {
+            Running {
+                lanes: [f32::NEG_INFINITY; BLOCK],
                 largest: f32::NEG_INFINITY,
-                total: 0.0,
-            }; MOST_ROWS];
-            strips.len()
+                shift: 0.0,
+                totals: [0.0; BLOCK],
+            };
+            queries.len()
         ];
         for start in (0..keys).step_by(CHUNK) {
             let chunk = CHUNK.min(keys - start);
             let panels = chunk.div_ceil(columns);
             for panel in 0..panels {
-                let weights = self.keys.steps(head, start / columns + panel, 0, head_dim);
+                let from = start + panel * columns;
+                let weights = self.keys.steps(head, from / columns, 0, head_dim);
                 let next = if panel + 1 < panels {
-                    self.keys
-                        .steps(head, start / columns + panel + 1, 0, head_dim)
+                    self.keys.steps(head, from / columns + 1, 0, head_dim)
                 } else {
                     self.values.steps(head, 0, start, SLAB.min(chunk))
                 };
                 let ahead = Ahead::new(next, strips.len(), head_dim);
-                for (index, strip) in strips.clone().enumerate() {
-                    let rows = rows(strip).len();
-                    let scores =
-                        &mut scratch.scores[index * tile_len * panels..][panel * rows * columns..];
-                    let queries = &scratch.queries[index * stride..];
+                let seen = columns.min(keys - from);
+                for strip in strips.clone() {
+                    let rows = rows(strip);
+                    let scores = &mut scratch.scores[strip * tile_len * panels..]
+                        [panel * rows.len() * columns..][..rows.len() * columns];
+                    let units = &scratch.queries[strip * stride..];
                     let product = Product {
-                        rows,
+                        rows: rows.len(),
                         steps: head_dim,
-                        strip: queries,
+                        strip: units,
                         panel: weights,
                         fresh: true,
-                        next: ahead.next(index, &queries[stride..]),
+                        next: ahead.next(strip, &units[stride..]),
                     };
                     tile.accumulate(product, scores);
+                    if let Some(mask) = self.mask {
+                        for (row, &(batch, head, query)) in queries[rows.clone()].iter().enumerate()
+                        {
+                            let mask = &mask.row(shape, batch, head, query)[from..from + seen];
+                            add_mask(tile.set, mask, row, rows.len(), scores);
+                        }
+                    }
+                    let scores = &mut scores[..seen.next_multiple_of(BLOCK) * rows.len()];
+                    look(tile.set, seen, scores, &mut running[rows]);
                 }
             }
-            for (index, strip) in strips.clone().enumerate() {
-                let rows = rows(strip);
-                let scores = &mut scratch.scores[index * tile_len * panels..]
-                    [..rows.len() * columns * panels];
-                let sums =
-                    &mut scratch.sums[index * tile_len * wide..][..rows.len() * columns * wide];
-                let masks: [&[f32]; MOST_ROWS] = std::array::from_fn(|row| match self.mask {
-                    Some(mask) if row < rows.len() => {
-                        let (batch, head, query) = shape.query(head, rows.start + row);
-                        &mask.row(shape, batch, head, query)[start..start + chunk]
-                    }
-                    _ => &[],
-                });
-                let running = &mut running[index][..rows.len()];
-                exponents(tile.set, chunk, masks, scores, running, sums);
+            for strip in strips.clone() {
+                let sums = &mut scratch.sums[strip * tile_len * wide..]
+                    [..rows(strip).len() * columns * wide];
+                settle(tile.set, &mut running[rows(strip)], sums);
             }
             for slab in (0..chunk).step_by(SLAB) {
                 let len = SLAB.min(chunk - slab);
@@ -260,19 +274,24 @@ impl Attention<'_> {
                         &[]
                     };
                     let ahead = Ahead::new(next, strips.len(), len);
-                    for (index, strip) in strips.clone().enumerate() {
-                        let rows = rows(strip).len();
-                        let scores = &scratch.scores[index * tile_len * panels..][slab * rows..];
-                        let sums =
-                            &mut scratch.sums[index * tile_len * wide + panel * rows * columns..];
-                        let following = scores.get(tile_len * panels..).unwrap_or_default();
+                    for strip in strips.clone() {
+                        let rows = rows(strip);
+                        let (scores, following) = scratch.scores[strip * tile_len * panels..]
+                            .split_at_mut(tile_len * panels);
+                        let scores = &mut scores[slab * rows.len()..];
+                        if panel == 0 {
+                            let scores = &mut scores[..len.next_multiple_of(BLOCK) * rows.len()];
+                            exponents(tile.set, scores, &mut running[rows.clone()]);
+                        }
+                        let sums = &mut scratch.sums
+                            [strip * tile_len * wide + panel * rows.len() * columns..];
                         let product = Product {
-                            rows,
+                            rows: rows.len(),
                             steps: len,
                             strip: scores,
                             panel: weights,
                             fresh: start + slab == 0,
-                            next: ahead.next(index, following),
+                            next: ahead.next(strip, following),
                         };
                         tile.accumulate(product, sums);
                     }
@@ -280,21 +299,13 @@ impl Attention<'_> {
             }
         }
 
-        for (index, strip) in strips.clone().enumerate() {
-            let start = rows(strip).start;
-            for (row, running) in rows(strip).zip(running[index]) {
-                let (batch, head, query) = shape.query(head, row);
+        for strip in strips {
+            let rows = rows(strip);
+            let sums = &scratch.sums[strip * tile_len * wide..][..rows.len() * columns * wide];
+            for (row, &(batch, head, query)) in queries[rows.clone()].iter().enumerate() {
                 let at = ((batch * shape.queries + query) * shape.heads + head) * head_dim;
-                let scale = 1.0 / running.total;
-                let (blocks, _) = scratch.sums[index * tile_len * wide..].as_chunks::<BLOCK>();
-                let blocks = blocks.iter().skip(row - start).step_by(rows(strip).len());
-                for (first, sums) in (0..head_dim).step_by(BLOCK).zip(blocks) {
-                    let values = sums.map(|sum| f32::from_bits(sum) * scale);
-                    let values = &values[..BLOCK.min(head_dim - first)];
-                    // SAFETY: each row of each head belongs to one strip, each strip to one job, and the memory
-                    // outlives the jobs.
-                    unsafe { out.write(at + first, values) };
-                }
+                let place = at..at + head_dim;
+                write_mean(tile.set, sums, row, &running[rows.clone()], place, out);
             }
         }
     }
@@ -303,10 +314,18 @@ impl Attention<'_> {
 vectorised! {
     /// Packs queries as a strip, divided by the root of their length.
     fn pack_queries(q: &[&[f32]], scale: f32, strip: &mut [u32]) {
+        let (blocks, _) = strip.as_chunks_mut::<BLOCK>();
         for (row, x) in q.iter().enumerate() {
-            let blocks = strip.chunks_exact_mut(BLOCK).skip(row).step_by(q.len());
-            for (block, x) in blocks.zip(x.chunks(BLOCK)) {
-                for (unit, x) in block.iter_mut().zip(x) {
+            let mut index = row;
+            let (whole, rest) = x.as_chunks::<BLOCK>();
+            for x in whole {
+                for (unit, x) in blocks[index].iter_mut().zip(x) {
+                    *unit = (x * scale).to_bits();
+                }
+                index += q.len();
+            }
+            if !rest.is_empty() {
+                for (unit, x) in blocks[index].iter_mut().zip(rest) {
                     *unit = (x * scale).to_bits();
                 }
             }
@@ -315,64 +334,134 @@ vectorised! {
 }
 
 vectorised! {
-    /// Turns the scores of some keys, a strip, into what they are the logarithms of, up to the largest so far.
-    fn exponents(
-        keys: usize,
-        masks: [&[f32]; MOST_ROWS],
-        scores: &mut [u32],
-        running: &mut [Running],
-        sums: &mut [u32],
-    ) {
+    /// Adds a row's part of the mask to a tile of scores.
+    fn add_mask(mask: &[f32], row: usize, rows: usize, scores: &mut [u32]) {
+        let (blocks, _) = scores.as_chunks_mut::<BLOCK>();
+        for (index, mask) in mask.chunks(BLOCK).enumerate() {
+            for (score, mask) in blocks[index * rows + row].iter_mut().zip(mask) {
+                *score = (f32::from_bits(*score) + mask).to_bits();
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Looks for the largest scores of each row among those of so many keys, a strip.
+    fn look(keys: usize, scores: &mut [u32], running: &mut [Running]) {
         let rows = running.len();
         let (blocks, _) = scores.as_chunks_mut::<BLOCK>();
         // What stands behind the last key is no key.
-        for (index, block) in blocks.iter_mut().enumerate().skip(keys / BLOCK * rows) {
-            let left = keys.saturating_sub(index / rows * BLOCK).min(BLOCK);
-            block[left..].fill(f32::NEG_INFINITY.to_bits());
+        if !keys.is_multiple_of(BLOCK) {
+            for block in &mut blocks[keys / BLOCK * rows..] {
+                block[keys % BLOCK..].fill(f32::NEG_INFINITY.to_bits());
+            }
         }
         for (row, running) in running.iter_mut().enumerate() {
-            for (blocks, mask) in blocks.chunks_mut(rows).zip(masks[row].chunks(BLOCK)) {
-                let block = &mut blocks[row];
-                for (score, mask) in block.iter_mut().zip(mask) {
-                    *score = (f32::from_bits(*score) + mask).to_bits();
-                }
-            }
-            let mut lanes = [running.largest; BLOCK];
-            // By chunks: iterators that step cost a division.
-            for blocks in blocks.chunks(rows) {
-                let scores = blocks[row].map(f32::from_bits);
-                for (lane, score) in lanes.iter_mut().zip(scores) {
+            let mut lanes = running.lanes;
+            // By index: iterators that step cost a division.
+            let mut index = row;
+            while let Some(block) = blocks.get(index) {
+                for (lane, score) in lanes.iter_mut().zip(block.map(f32::from_bits)) {
                     *lane = if score > *lane { score } else { *lane };
                 }
+                index += rows;
             }
-            let largest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+            running.lanes = lanes;
+        }
+    }
+}
+
+vectorised! {
+    /// Before the exponents of a chunk: scales down what is there if a larger score has been met.
+    fn settle(running: &mut [Running], sums: &mut [u32]) {
+        let rows = running.len();
+        let (blocks, _) = sums.as_chunks_mut::<BLOCK>();
+        for (row, running) in running.iter_mut().enumerate() {
+            let largest = fold(running.lanes, |a, b| if b > a { b } else { a });
             // As long as all keys are hidden nothing is taken off: infinity less infinity would be no number.
-            let shift = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
-            let shrink = math::exp(running.largest - shift);
+            running.shift = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
+            let shrink = math::exp_of::<FUSED>(running.largest - running.shift);
             // Before the first chunk there is nothing to scale down.
             if running.largest > f32::NEG_INFINITY && shrink != 1.0 {
-                let (blocks, _) = sums.as_chunks_mut::<BLOCK>();
-                for sum in blocks.iter_mut().skip(row).step_by(rows).flatten() {
-                    *sum = (f32::from_bits(*sum) * shrink).to_bits();
+                for total in &mut running.totals {
+                    *total *= shrink;
+                }
+                let mut index = row;
+                while let Some(block) = blocks.get_mut(index) {
+                    *block = block.map(|sum| (f32::from_bits(sum) * shrink).to_bits());
+                    index += rows;
                 }
             }
-            let mut totals = [0.0; BLOCK];
-            for blocks in blocks.chunks_mut(rows) {
-                let block = &mut blocks[row];
+            running.largest = largest;
+        }
+    }
+}
+
+vectorised! {
+    /// Turns the scores of some keys, a strip, into what they are the logarithms of, up to what is taken off.
+    fn exponents(scores: &mut [u32], running: &mut [Running]) {
+        let rows = running.len();
+        let (blocks, _) = scores.as_chunks_mut::<BLOCK>();
+        for (row, running) in running.iter_mut().enumerate() {
+            let mut totals = running.totals;
+            let mut index = row;
+            while let Some(block) = blocks.get_mut(index) {
                 // Apart from memory, so that the compiler keeps all of it in registers.
                 let mut weights = block.map(f32::from_bits);
                 for weight in &mut weights {
-                    *weight = math::exp_of::<FUSED>(*weight - shift);
+                    *weight = math::exp_below::<FUSED>(*weight - running.shift);
                 }
                 for (total, weight) in totals.iter_mut().zip(weights) {
                     *total += weight;
                 }
                 *block = weights.map(f32::to_bits);
+                index += rows;
             }
-            let total = running.total * shrink + totals.into_iter().sum::<f32>();
-            *running = Running { largest, total };
+            running.totals = totals;
         }
     }
+}
+
+vectorised! {
+    /// Writes a row of a strip's sums to its place, each as a share of the row's total.
+    ///
+    /// Only its own part of `out` is touched; the caller hands each row to one thread.
+    fn write_mean(sums: &[u32], row: usize, running: &[Running], place: Range<usize>, out: Shared) {
+        let scale = 1.0 / fold(running[row].totals, |a, b| a + b);
+        let (blocks, _) = sums.as_chunks::<BLOCK>();
+        let (mut index, mut start) = (row, place.start);
+        while start < place.end {
+            let mut values = [[0.0; BLOCK]; MOST_COLUMNS / BLOCK];
+            for values in &mut values {
+                let Some(block) = blocks.get(index) else {
+                    break;
+                };
+                *values = block.map(f32::from_bits);
+                for value in values {
+                    *value *= scale;
+                }
+                index += running.len();
+            }
+            let len = MOST_COLUMNS.min(place.end - start);
+            // SAFETY: each row of each head belongs to one strip, each strip to one job, and the memory outlives the
+            // jobs.
+            unsafe { out.write(start, &values.as_flattened()[..len]) };
+            start += len;
+        }
+    }
+}
+
+/// Joins halves until one number is left.
+#[inline(always)]
+fn fold(mut lanes: [f32; BLOCK], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut len = BLOCK;
+    while len > 1 {
+        len /= 2;
+        for i in 0..len {
+            lanes[i] = join(lanes[i], lanes[i + len]);
+        }
+    }
+    lanes[0]
 }
 
 /// Keys or values of every key-value head, packed in panels.
@@ -390,8 +479,8 @@ impl Panels {
     fn of_keys(tile: Tile, shape: AttentionShape, k: Heads<'_>) -> Self {
         let AttentionShape { keys, head_dim, .. } = shape;
         Self::pack(tile, shape, [keys, head_dim], |head, first, panel| {
+            let (batch, group) = (head / shape.groups, head % shape.groups);
             for column in 0..tile.columns().min(keys - first) {
-                let (batch, group) = (head / shape.groups, head % shape.groups);
                 let k = k.row(batch, group, first + column, head_dim);
                 for (units, k) in panel.chunks_exact_mut(tile.columns()).zip(k) {
                     units[column] = k.to_bits();
@@ -404,10 +493,10 @@ impl Panels {
     fn of_values(tile: Tile, shape: AttentionShape, v: Heads<'_>) -> Self {
         let AttentionShape { keys, head_dim, .. } = shape;
         Self::pack(tile, shape, [head_dim, keys], |head, first, panel| {
+            let (batch, group) = (head / shape.groups, head % shape.groups);
             for (row, units) in panel.chunks_exact_mut(tile.columns()).enumerate() {
-                let (batch, group) = (head / shape.groups, head % shape.groups);
-                let v = v.row(batch, group, row, head_dim);
-                for (unit, v) in units.iter_mut().zip(&v[first..]) {
+                let v = &v.row(batch, group, row, head_dim)[first..];
+                for (unit, v) in units.iter_mut().zip(v) {
                     *unit = v.to_bits();
                 }
             }
@@ -447,11 +536,20 @@ impl AttentionShape {
         self.heads / self.groups * self.queries
     }
 
-    /// Batch, query head and query of a row of a key-value head.
-    fn query(self, head: usize, row: usize) -> (usize, usize, usize) {
+    /// Batch, query head and query of each row of a key-value head, from a row on.
+    fn queries(self, head: usize, row: usize) -> impl Iterator<Item = (usize, usize, usize)> {
         let (batch, group) = (head / self.groups, head % self.groups);
-        let head = group * (self.heads / self.groups) + row / self.queries;
-        (batch, head, row % self.queries)
+        let mut head = group * (self.heads / self.groups) + row / self.queries;
+        let mut query = row % self.queries;
+        std::iter::repeat_with(move || {
+            let at = (batch, head, query);
+            query += 1;
+            // By steps: divisions take as long as some of a tile's.
+            if query == self.queries {
+                (head, query) = (head + 1, 0);
+            }
+            at
+        })
     }
 
     fn check(self, q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, mask: Option<AttentionMask<'_>>) {

@@ -29,7 +29,7 @@ pub enum Activation {
     /// `x`.
     #[default]
     Identity,
-    /// `x · Φ(x)`, off by at most `1.5e-7·|x|` and rounding.
+    /// `x · Φ(x)`, off by at most `1e-7·|x|` and rounding.
     Gelu,
     /// GELU with the tanh form of `Φ`.
     GeluTanh,
@@ -155,6 +155,7 @@ impl Shared {
 
     /// # Safety
     /// The memory outlives this, and nobody else touches what is written.
+    #[inline(always)]
     pub(crate) unsafe fn write(self, start: usize, values: &[f32]) {
         assert!(
             start + values.len() <= self.len,
@@ -163,9 +164,11 @@ impl Shared {
         // SAFETY: within the memory by the line above; the rest is the caller's word.
         unsafe {
             let place = self.start.add(start);
-            // Most tiles are of full width, which is copied without a call.
+            // Most are of these widths, which are copied without a call.
             if let Some(values) = values.as_array::<MOST_COLUMNS>() {
                 place.cast::<[f32; MOST_COLUMNS]>().write(*values);
+            } else if let Some(values) = values.as_array::<BLOCK>() {
+                place.cast::<[f32; BLOCK]>().write(*values);
             } else {
                 place.copy_from_nonoverlapping(values.as_ptr(), values.len());
             }
