@@ -4,7 +4,7 @@ use crate::{
     InstructionSet,
     instruction_set::vectorised,
     math,
-    tile::{BLOCK, MOST_COLUMNS},
+    tile::{BLOCK, MOST_COLUMNS, fetch},
 };
 
 /// What happens to a product `y` before it is written: `residual + scale · (activation(y + bias) · times)`, each part
@@ -111,10 +111,18 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The tile's columns of a row of the product's.
-    #[inline(always)]
-    fn part(self, of: Option<&[f32]>) -> Option<&[f32]> {
-        of.map(|x| &x[self.column..][..self.columns])
+    /// Fetches the memory that a tile will be written to, so that writing need not wait for it.
+    pub(crate) fn fetch(self, out: Shared) {
+        for row in 0..self.rows {
+            let start = out
+                .start
+                .wrapping_add((self.row + row) * self.outputs + self.column);
+            // A block is as long as a cache line; the last one ends in a line of its own.
+            for block in 0..self.columns.div_ceil(BLOCK) {
+                fetch(start.wrapping_add(block * BLOCK).cast());
+            }
+            fetch(start.wrapping_add(self.columns - 1).cast());
+        }
     }
 }
 
@@ -187,47 +195,67 @@ vectorised! {
         place: Place,
         out: Shared,
     ) {
-        let Place { columns, .. } = place;
-        let (bias, scale) = (place.part(epilogue.bias), place.part(epilogue.scale));
         let (blocks, _) = sums.as_chunks::<BLOCK>();
-        let wide = columns.div_ceil(BLOCK);
-        for row in 0..place.rows {
-            let mut values = [[0.0; BLOCK]; MOST_COLUMNS / BLOCK];
-            for (block, values) in values.iter_mut().enumerate().take(wide) {
-                // By index: iterators that step cost a division for each row.
-                let sums = &blocks[block * place.rows + row];
-                for (value, &sum) in values.iter_mut().zip(sums) {
-                    *value = match kind {
-                        Sums::Floats => f32::from_bits(sum),
-                        Sums::Whole { rows, .. } => (sum as i32).wrapping_sub(rows[row].excess) as f32,
-                    };
+        let mut first = 0;
+        while first < place.columns {
+            let width = BLOCK.min(place.columns - first);
+            let column = place.column + first;
+            let bias = epilogue.bias.map(|bias| part(bias, column, width));
+            let scale = epilogue.scale.map(|scale| part(scale, column, width));
+            let whole = match kind {
+                Sums::Floats => None,
+                Sums::Whole { rows, columns } => Some((rows, part(columns, first, width))),
+            };
+            // By index: iterators that step cost a division.
+            for row in 0..place.rows {
+                let sums = &blocks[first / BLOCK * place.rows + row];
+                let start = (place.row + row) * place.outputs + column;
+                let mut values = sums.map(f32::from_bits);
+                if let Some((rows, columns)) = whole {
+                    let RowScale { scale, excess } = rows[row];
+                    for ((value, &sum), column) in values.iter_mut().zip(sums).zip(columns) {
+                        *value = (sum as i32).wrapping_sub(excess) as f32 * (scale * column);
+                    }
                 }
-            }
-            let values = &mut values.as_flattened_mut()[..columns];
-            if let Sums::Whole { rows, columns } = kind {
-                let scale = rows[row].scale;
-                for (value, column) in values.iter_mut().zip(columns) {
-                    *value *= scale * column;
+                if let Some(bias) = bias {
+                    for (value, bias) in values.iter_mut().zip(bias) {
+                        *value += bias;
+                    }
                 }
+                activate_plain::<FUSED>(epilogue.activation, &mut values);
+                if let Some(times) = epilogue.times {
+                    for (value, times) in values.iter_mut().zip(part(times, start, width)) {
+                        *value *= times;
+                    }
+                }
+                if let Some(scale) = scale {
+                    for (value, scale) in values.iter_mut().zip(scale) {
+                        *value *= scale;
+                    }
+                }
+                if let Some(residual) = epilogue.residual {
+                    for (value, residual) in values.iter_mut().zip(part(residual, start, width)) {
+                        *value += residual;
+                    }
+                }
+                // SAFETY: tiles do not overlap, each is finished once, and the memory outlives the jobs.
+                unsafe { out.write(start, &values[..width]) };
             }
-            if let Some(bias) = bias {
-                values.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
-            }
-            activate_plain::<FUSED>(epilogue.activation, values);
-            let start = (place.row + row) * place.outputs + place.column;
-            if let Some(times) = epilogue.times {
-                let times = &times[start..][..columns];
-                values.iter_mut().zip(times).for_each(|(value, times)| *value *= times);
-            }
-            if let Some(scale) = scale {
-                values.iter_mut().zip(scale).for_each(|(value, scale)| *value *= scale);
-            }
-            if let Some(residual) = epilogue.residual {
-                let residual = &residual[start..][..columns];
-                values.iter_mut().zip(residual).for_each(|(value, residual)| *value += residual);
-            }
-            // SAFETY: tiles do not overlap, each is finished once, and the memory outlives the jobs.
-            unsafe { out.write(start, values) };
+            first += BLOCK;
+        }
+    }
+}
+
+/// `width` numbers from `start` on, filled up with zeros.
+#[inline(always)]
+fn part(numbers: &[f32], start: usize, width: usize) -> [f32; BLOCK] {
+    let numbers = &numbers[start..start + width];
+    match numbers.as_array() {
+        Some(numbers) => *numbers,
+        None => {
+            let mut part = [0.0; BLOCK];
+            part[..width].copy_from_slice(numbers);
+            part
         }
     }
 }
@@ -242,12 +270,18 @@ vectorised! {
 fn activate_plain<const FUSED: bool>(activation: Activation, x: &mut [f32]) {
     match activation {
         Activation::Identity => {}
-        Activation::Gelu => x.iter_mut().for_each(|x| *x *= math::phi_of::<FUSED>(*x).0),
-        Activation::GeluTanh => x.iter_mut().for_each(|x| *x *= math::phi_tanh(*x).0),
-        Activation::QuickGelu => x.iter_mut().for_each(|x| *x *= math::sigmoid(1.702 * *x)),
-        Activation::Silu => x.iter_mut().for_each(|x| *x *= math::sigmoid(*x)),
-        Activation::Relu => x
-            .iter_mut()
-            .for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
+        Activation::Gelu => map(x, |x| x * math::phi_of::<FUSED>(x).0),
+        Activation::GeluTanh => map(x, |x| x * math::phi_tanh(x).0),
+        Activation::QuickGelu => map(x, |x| x * math::sigmoid(1.702 * x)),
+        Activation::Silu => map(x, |x| x * math::sigmoid(x)),
+        Activation::Relu => map(x, |x| if x < 0.0 { 0.0 } else { x }),
+    }
+}
+
+/// By a plain loop: adapters of iterators may be compiled apart from it, and then for no instruction set.
+#[inline(always)]
+fn map(x: &mut [f32], f: impl Fn(f32) -> f32) {
+    for x in x {
+        *x = f(*x);
     }
 }

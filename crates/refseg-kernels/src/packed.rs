@@ -249,6 +249,17 @@ impl Packed {
                 let ahead = Ahead::new(next, job.strips.len(), len);
                 for (index, (strip, sums)) in job.strips.clone().zip(&mut tiles).enumerate() {
                     let rows = strips.rows(strip);
+                    let column = panel * columns;
+                    let place = Place {
+                        row: rows.start,
+                        column,
+                        rows: rows.len(),
+                        columns: columns.min(self.outputs - column),
+                        outputs: self.outputs,
+                    };
+                    if last {
+                        place.fetch(out);
+                    }
                     let product = Product {
                         rows: rows.len(),
                         steps: len,
@@ -259,14 +270,6 @@ impl Packed {
                     };
                     self.tile.accumulate(product, sums);
                     if last {
-                        let column = panel * columns;
-                        let place = Place {
-                            row: rows.start,
-                            column,
-                            rows: rows.len(),
-                            columns: columns.min(self.outputs - column),
-                            outputs: self.outputs,
-                        };
                         let kind = match self.precision {
                             Precision::Int8 => Sums::Whole {
                                 rows: &strips.scales[rows],

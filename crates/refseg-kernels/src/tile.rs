@@ -112,6 +112,15 @@ impl Ahead {
     }
 }
 
+/// Fetches a cache line from further caches or memory, where there is an instruction for it: any address will do.
+#[inline(always)]
+pub(crate) fn fetch(_line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    x86::fetch(_line);
+    #[cfg(target_arch = "aarch64")]
+    aarch64::fetch(_line);
+}
+
 /// The innermost loop for an instruction set and a kind of unit.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tile {

@@ -298,6 +298,15 @@ fn swap_halves([first, second]: [uint32x4_t; 2]) -> [uint32x4_t; 2] {
     ]
 }
 
+/// Fetches a cache line that will be written.
+#[inline(always)]
+pub(super) fn fetch(line: *const u8) {
+    // SAFETY: a prefetch changes nothing that a program can see, and any address will do.
+    unsafe {
+        asm!("prfm pstl1keep, [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
+    }
+}
+
 impl Next {
     /// Fetches what is due every four steps.
     #[inline]
