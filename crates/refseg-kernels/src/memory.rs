@@ -2,8 +2,11 @@
 
 use std::{
     marker::PhantomData,
+    mem::MaybeUninit,
     ops::{Deref, DerefMut},
 };
+
+use rayon::prelude::*;
 
 /// A cache line.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +49,40 @@ impl<T: Number> Aligned<T> {
         new
     }
 
+    /// `len` numbers in parts of `part`, each written by one thread of the pool, which so is the first to touch it; and
+    /// what the parts give, in their order.
+    ///
+    /// # Safety
+    /// `write` writes all of the part that it is given.
+    pub(crate) unsafe fn in_parts<R: Send>(
+        len: usize,
+        part: usize,
+        write: impl Fn(usize, &mut [MaybeUninit<T>]) -> R + Sync,
+    ) -> (Self, Vec<R>)
+    where
+        T: Send,
+    {
+        let count = (len * size_of::<T>()).div_ceil(64);
+        let mut lines = Vec::<Line>::with_capacity(count);
+        let room = count * 64 / size_of::<T>();
+        // SAFETY: there is room for as many numbers, they may be wherever a line may, and need not be initialised.
+        let memory = unsafe {
+            std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<MaybeUninit<T>>(), room)
+        };
+        let (numbers, rest) = memory.split_at_mut(len);
+        rest.fill(MaybeUninit::zeroed());
+        let parts = numbers.par_chunks_mut(part).enumerate();
+        let results = parts.map(|(index, part)| write(index, part)).collect();
+        // SAFETY: the parts have been written, by the caller's word, and what is behind the last one is zeros.
+        unsafe { lines.set_len(count) };
+        let new = Self {
+            lines,
+            len,
+            number: PhantomData,
+        };
+        (new, results)
+    }
+
     /// Makes it `len` numbers long. What was there stays in part; what it holds then is for the caller to write.
     pub(crate) fn resize(&mut self, len: usize) {
         let lines = (len * size_of::<T>()).div_ceil(64);
@@ -73,12 +110,12 @@ impl<T: Number> DerefMut for Aligned<T> {
     }
 }
 
-impl Aligned<u16> {
-    /// The same memory as bytes.
-    pub(crate) fn cast(self) -> Aligned<i8> {
+impl Aligned<u32> {
+    /// The same memory as smaller numbers.
+    pub(crate) fn cast<T: Number>(self) -> Aligned<T> {
         Aligned {
             lines: self.lines,
-            len: 2 * self.len,
+            len: self.len * size_of::<u32>() / size_of::<T>(),
             number: PhantomData,
         }
     }

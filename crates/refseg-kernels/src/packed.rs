@@ -8,9 +8,11 @@ use crate::{
     Epilogue, InstructionSet, Precision,
     epilogue::{Place, RowScale, Shared, Sums, finish},
     instruction_set::vectorised,
-    memory::{Aligned, Number, bytes},
+    memory::{Aligned, bytes},
+    numbers::{NonFinite, Numbers},
+    packing::{Form, pack, pack_transposed, pair},
     precision::{int8_scales, largest_magnitude, round_to_bf16, round_to_int8, widen_bf16},
-    tile::{Ahead, BLOCK, MOST_COLUMNS, Product, Tile, Unit},
+    tile::{Ahead, BLOCK, Product, Tile, Unit},
 };
 
 /// A weight `(outputs, inputs)`, packed for one instruction set.
@@ -71,8 +73,25 @@ impl Packed {
         set: InstructionSet,
     ) -> Self {
         let tile = Tile::available(precision, set);
-        let source = Source::new(weight, Order::ByOutput, outputs, inputs);
-        Self::of(&source, precision, tile)
+        Self::for_tile(Numbers::Floats(weight), outputs, inputs, precision, tile).0
+    }
+
+    /// Packs a weight as it is stored for [`InstructionSet::current`]: what [`Packed::new`] makes of its numbers as f32.
+    ///
+    /// # Errors
+    /// If a number is NaN or infinite.
+    ///
+    /// # Panics
+    /// As [`Packed::new`].
+    pub fn from_stored(
+        weight: Numbers<'_>,
+        outputs: usize,
+        inputs: usize,
+        precision: Precision,
+    ) -> Result<Self, NonFinite> {
+        let tile = Tile::available(precision, InstructionSet::current());
+        let (packed, finite) = Self::for_tile(weight, outputs, inputs, precision, tile);
+        weight.checked(finite, packed)
     }
 
     /// Packs a weight that lies `(inputs, outputs)`.
@@ -81,62 +100,59 @@ impl Packed {
     /// As [`Packed::new`].
     pub fn transposed(weight: &[f32], outputs: usize, inputs: usize, precision: Precision) -> Self {
         let tile = Tile::available(precision, InstructionSet::current());
-        let source = Source::new(weight, Order::ByInput, outputs, inputs);
-        Self::of(&source, precision, tile)
+        Self::assemble(outputs, inputs, precision, tile, |form| {
+            pack_transposed(weight, [outputs, inputs], form, tile)
+        })
+        .0
     }
 
-    fn of(source: &Source<'_>, precision: Precision, tile: Tile) -> Self {
-        let Source {
-            outputs, inputs, ..
-        } = *source;
-        let scales: Vec<_> = match precision {
-            Precision::Int8 => {
-                assert!(
-                    inputs <= MOST_INT8_INPUTS,
-                    "{inputs} inputs are too many to be summed in 32 bits"
-                );
-                let largest = source.largest_magnitudes();
-                largest.into_iter().map(int8_scales).collect()
-            }
-            Precision::F32 | Precision::Bf16 => Vec::new(),
-        };
-        let columns = tile.columns();
-        let byte = |x: f32, output: usize| round_to_int8(x, scales[output].0);
-        let panels = match (precision, tile.unit) {
-            (Precision::F32, _) => {
-                Panels::Units(source.pack(columns, |_, [x]: [f32; 1]| x.to_bits()))
-            }
-            (Precision::Bf16, Unit::Bf16Pair) => {
-                Panels::Units(source.pack(columns, |_, x: [f32; 2]| pair(x.map(round_to_bf16))))
-            }
-            (Precision::Bf16, _) => {
-                Panels::Bf16(source.pack(columns, |_, [x]: [f32; 1]| round_to_bf16(x)))
-            }
-            (Precision::Int8, Unit::ByteQuad) => {
-                Panels::Units(source.pack(columns, |output, x: [f32; 4]| {
-                    u32::from_le_bytes(x.map(|x| (byte(x, output) as u8) ^ 0x80))
-                }))
-            }
-            (Precision::Int8, Unit::SignedQuad) => {
-                Panels::Units(source.pack(columns, |output, x: [f32; 4]| {
-                    u32::from_le_bytes(x.map(|x| byte(x, output) as u8))
-                }))
-            }
-            (Precision::Int8, _) => {
-                let pairs = source.pack(columns, |output, x: [f32; 2]| {
-                    u16::from_le_bytes(x.map(|x| byte(x, output) as u8))
-                });
-                Panels::Int8(pairs.cast())
-            }
-        };
-        Self {
+    /// The packed weight, and whether all its numbers are finite.
+    fn for_tile(
+        weight: Numbers<'_>,
+        outputs: usize,
+        inputs: usize,
+        precision: Precision,
+        tile: Tile,
+    ) -> (Self, bool) {
+        let pack = |form| pack(weight, [outputs, inputs], form, tile);
+        Self::assemble(outputs, inputs, precision, tile, pack)
+    }
+
+    /// Of panels and of the largest magnitude of each output; and whether these are finite.
+    fn assemble(
+        outputs: usize,
+        inputs: usize,
+        precision: Precision,
+        tile: Tile,
+        pack: impl FnOnce(Form) -> (Aligned<u32>, Vec<f32>),
+    ) -> (Self, bool) {
+        if precision == Precision::Int8 {
+            assert!(
+                inputs <= MOST_INT8_INPUTS,
+                "{inputs} inputs are too many to be summed in 32 bits"
+            );
+        }
+        let form = Form::of(precision, tile.unit);
+        let (words, largest) = pack(form);
+        let scale = |&largest: &f32| int8_scales(largest).1;
+        let packed = Self {
             outputs,
             inputs,
             precision,
             tile,
-            panels,
-            scales: scales.into_iter().map(|(_, scale)| scale).collect(),
-        }
+            panels: match form {
+                Form::Bf16 => Panels::Bf16(words.cast()),
+                Form::BytePair => Panels::Int8(words.cast()),
+                Form::Float | Form::Bf16Pair | Form::RaisedQuad | Form::SignedQuad => {
+                    Panels::Units(words)
+                }
+            },
+            scales: match precision {
+                Precision::Int8 => largest.iter().map(scale).collect(),
+                Precision::F32 | Precision::Bf16 => Vec::new(),
+            },
+        };
+        (packed, largest.iter().all(|largest| largest.is_finite()))
     }
 
     /// Numbers that come out for each row.
@@ -339,139 +355,6 @@ impl Packed {
     }
 }
 
-/// A weight to be packed.
-struct Source<'a> {
-    weight: &'a [f32],
-    order: Order,
-    outputs: usize,
-    inputs: usize,
-}
-
-/// How the numbers of a weight lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    /// `(outputs, inputs)`.
-    ByOutput,
-    /// `(inputs, outputs)`.
-    ByInput,
-}
-
-impl<'a> Source<'a> {
-    /// Panics if there are not as many numbers.
-    fn new(weight: &'a [f32], order: Order, outputs: usize, inputs: usize) -> Self {
-        let found = weight.len();
-        assert!(
-            found == outputs * inputs,
-            "a weight of {found} numbers is not one of {outputs}×{inputs}"
-        );
-        Self {
-            weight,
-            order,
-            outputs,
-            inputs,
-        }
-    }
-
-    /// Of each output.
-    fn largest_magnitudes(&self) -> Vec<f32> {
-        let Self {
-            weight,
-            order,
-            outputs,
-            inputs,
-        } = *self;
-        let of = |output: usize| match order {
-            Order::ByOutput => largest_magnitude(&weight[output * inputs..][..inputs]),
-            Order::ByInput => {
-                let column: Vec<_> = (0..inputs).map(|i| weight[i * outputs + output]).collect();
-                largest_magnitude(&column)
-            }
-        };
-        (0..outputs).into_par_iter().map(of).collect()
-    }
-
-    /// Panels of `columns`, of what `convert` makes of an output's numbers, `G` inputs at a time.
-    fn pack<T: Number + Send + Sync, const G: usize>(
-        &self,
-        columns: usize,
-        convert: impl Fn(usize, [f32; G]) -> T + Sync,
-    ) -> Aligned<T> {
-        let steps = self.inputs.div_ceil(G);
-        let mut panels = Aligned::zeros(self.outputs.div_ceil(columns) * steps * columns);
-        if panels.is_empty() {
-            return panels;
-        }
-        panels
-            .par_chunks_mut(steps * columns)
-            .enumerate()
-            .for_each(|(index, panel)| {
-                let first = index * columns;
-                let outputs = first..self.outputs.min(first + columns);
-                match self.order {
-                    Order::ByOutput => self.pack_rows(outputs, columns, panel, &convert),
-                    Order::ByInput => self.pack_columns(outputs, columns, panel, &convert),
-                }
-            });
-        panels
-    }
-
-    /// A panel of a weight whose outputs are rows.
-    fn pack_rows<T, const G: usize>(
-        &self,
-        outputs: Range<usize>,
-        columns: usize,
-        panel: &mut [T],
-        convert: impl Fn(usize, [f32; G]) -> T,
-    ) {
-        let inputs = self.inputs;
-        // A few steps of all columns at a time, so that what is written stays in the nearest cache.
-        for (block, panel) in panel.chunks_mut(BLOCK * columns).enumerate() {
-            let range = block * BLOCK * G..inputs.min((block + 1) * BLOCK * G);
-            for (column, output) in outputs.clone().enumerate() {
-                let row = &self.weight[output * inputs..][..inputs];
-                let (whole, rest) = row[range.clone()].as_chunks::<G>();
-                let mut units = panel[column..].iter_mut().step_by(columns);
-                for (&x, unit) in whole.iter().zip(&mut units) {
-                    *unit = convert(output, x);
-                }
-                if !rest.is_empty() {
-                    let mut last = [0.0; G];
-                    last[..rest.len()].copy_from_slice(rest);
-                    units.for_each(|unit| *unit = convert(output, last));
-                }
-            }
-        }
-    }
-
-    /// A panel of a weight whose inputs are rows.
-    fn pack_columns<T, const G: usize>(
-        &self,
-        outputs: Range<usize>,
-        columns: usize,
-        panel: &mut [T],
-        convert: impl Fn(usize, [f32; G]) -> T,
-    ) {
-        let width = outputs.len();
-        for (step, units) in panel.chunks_exact_mut(columns).enumerate() {
-            // Behind the last input there are zeros.
-            let row = |input: usize| match input < self.inputs {
-                true => &self.weight[input * self.outputs..][outputs.clone()],
-                false => &[0.0; MOST_COLUMNS][..width],
-            };
-            let rows: [&[f32]; G] = std::array::from_fn(|i| row(step * G + i));
-            for (column, unit) in units[..width].iter_mut().enumerate() {
-                *unit = convert(outputs.start + column, rows.map(|row| row[column]));
-            }
-        }
-    }
-}
-
-/// The earlier one in the lower half.
-#[inline(always)]
-fn pair([first, second]: [u16; 2]) -> u32 {
-    u32::from(first) | u32::from(second) << 16
-}
-
 vectorised! {
     fn widen_floats(numbers: &[u16], widened: &mut [u32]) {
         for (widened, &number) in widened.iter_mut().zip(numbers) {
@@ -671,15 +554,18 @@ mod tests {
             for set in InstructionSet::available() {
                 for precision in Precision::ALL {
                     let tile = Tile::available(precision, set);
-                    let pack = |weight, order| {
-                        let source = Source::new(weight, order, outputs, inputs);
-                        let packed = Packed::of(&source, precision, tile);
+                    let parts = |(packed, _): (Packed, bool)| {
                         let panels = packed.stored(0, 0, packed.panel_count() * packed.steps());
                         (panels.to_vec(), packed.scales)
                     };
+                    let by_output = Numbers::Floats(&by_output);
                     assert_eq!(
-                        pack(&by_input, Order::ByInput),
-                        pack(&by_output, Order::ByOutput),
+                        parts(Packed::assemble(outputs, inputs, precision, tile, |form| {
+                            pack_transposed(&by_input, [outputs, inputs], form, tile)
+                        })),
+                        parts(Packed::for_tile(
+                            by_output, outputs, inputs, precision, tile
+                        )),
                         "{inputs}×{outputs} in {precision} by {set}"
                     );
                 }
@@ -697,8 +583,8 @@ mod tests {
             let set = InstructionSet::Portable;
             let product = |x: &[f32], w: &[f32], precision, unit| {
                 let mut out = vec![0.0; rows * outputs];
-                let source = Source::new(w, Order::ByOutput, outputs, inputs);
-                let packed = Packed::of(&source, precision, Tile { set, unit });
+                let (w, tile) = (Numbers::Floats(w), Tile { set, unit });
+                let (packed, _) = Packed::for_tile(w, outputs, inputs, precision, tile);
                 packed.multiply(x, &Epilogue::default(), &mut out);
                 out
             };
