@@ -8,9 +8,11 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use refseg::nn::Precision;
 use refseg::weights::{
     Dtype, SaveDtype, TensorSpec, Weights, WeightsError, save_safetensors, save_sharded,
 };
+use refseg_kernels::Epilogue;
 use tempfile::TempDir;
 
 type TestResult = Result<(), Box<dyn Error>>;
@@ -175,6 +177,31 @@ const LORA: [(&str, &[usize], &[f32]); 3] = [
 ];
 
 #[test]
+fn lora_is_merged_before_anything_is_rounded() -> TestResult {
+    let folder = f32_folder(&LORA)?;
+    let weights = Weights::open(folder.path())?;
+    let rounded = weights.read_bf16("m.weight", &[1, 2], "the test")?;
+    assert_eq!(
+        rounded.iter().map(|x| x.to_f32()).collect::<Vec<_>>(),
+        [16.0, 32.0]
+    );
+    for precision in Precision::ALL {
+        let packed = weights.read_packed("m.weight", [1, 2], precision, "the test")?;
+        let product = packed.product(&[1.0, 1.0], 1, &Epilogue::default());
+        // 16/32 of 127 steps is a half, which rounds to 64 of them.
+        let expected = match precision {
+            Precision::F32 | Precision::Bf16 => 48.0,
+            Precision::Int8 => 32.0 + 64.0 / 127.0 * 32.0,
+        };
+        assert!(
+            (product[0] - expected).abs() < 1e-5,
+            "{precision}: {product:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn adapter_config_sets_the_scale() -> TestResult {
     let folder = f32_folder(&LORA)?;
     let read = || Weights::open(folder.path())?.read_f32("m.weight", &[1, 2], "the test");
@@ -325,7 +352,7 @@ fn what_is_missing_is_named() -> TestResult {
 #[test]
 fn values_that_are_no_weights_are_refused() -> TestResult {
     let header = r#"{"i":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},
-        "f":{"dtype":"F32","shape":[3],"data_offsets":[8,20]},
+        "f":{"dtype":"F32","shape":[1,3],"data_offsets":[8,20]},
         "d":{"dtype":"F64","shape":[1],"data_offsets":[20,28]}}"#;
     let mut data = 1i64.to_le_bytes().to_vec();
     data.extend(f32_bytes(&[1.0, f32::NAN, 1.0]));
@@ -337,8 +364,16 @@ fn values_that_are_no_weights_are_refused() -> TestResult {
         result.map_or_else(|error| message(&error), |values| format!("{values:?}"))
     };
     assert!(fails("i", &[1]).contains("`i` is I64, but weights are"));
-    assert!(fails("f", &[3]).contains("`f` holds NaN at index 1"));
+    assert!(fails("f", &[1, 3]).contains("`f` holds NaN at index 1"));
     assert!(fails("d", &[1]).contains("`d` holds inf at index 0"));
+    let same = |result: Result<(), WeightsError>| {
+        result.map_or_else(|error| message(&error), |()| String::new()) == fails("f", &[1, 3])
+    };
+    assert!(same(weights.read_bf16("f", &[1, 3], "the test").map(drop)));
+    for precision in Precision::ALL {
+        let packed = weights.read_packed("f", [1, 3], precision, "the test");
+        assert!(same(packed.map(drop)), "{precision}");
+    }
     Ok(())
 }
 

@@ -28,13 +28,19 @@ pub(super) struct PackedLinear {
 }
 
 impl PackedLinear {
-    /// Packs an `(out, in)` weight and an `(out)` bias.
-    pub(super) fn new(weight: Tensor<2>, bias: Option<Tensor<1>>, precision: Precision) -> Self {
-        let [outputs, inputs] = weight.dims();
+    /// An `(out, in)` weight and an `(out)` bias.
+    pub(super) fn new(weight: Packed, bias: Option<Tensor<1>>) -> Self {
         Self {
-            weight: Packed::new(&values(weight), outputs, inputs, precision),
+            weight,
             bias: bias.map(values),
         }
+    }
+
+    /// The same of a weight that is yet to be packed.
+    pub(super) fn pack(weight: Tensor<2>, bias: Option<Tensor<1>>, precision: Precision) -> Self {
+        let [outputs, inputs] = weight.dims();
+        let weight = Packed::new(&values(weight), outputs, inputs, precision);
+        Self::new(weight, bias)
     }
 
     fn epilogue(&self, activation: Activation) -> Epilogue<'_> {

@@ -84,6 +84,10 @@ impl Linear {
         bias: Option<Tensor<1>>,
         implied_by: &'static str,
     ) -> Result<Self, WeightsError> {
+        if let Some(weight) = tensors.packed("weight", [outputs, inputs], implied_by)? {
+            let packed = PackedLinear::new(weight, bias);
+            return Ok(Self(Form::Packed(Arc::new(packed))));
+        }
         let weight = tensors.get("weight", [outputs, inputs], implied_by)?;
         let mut linear = Self::new(tensors, weight, bias);
         if let Form::Plain(plain) = &mut linear.0 {
@@ -101,7 +105,7 @@ impl Linear {
                 low_rank: None,
                 precision: tensors.computing(),
             })),
-            Some(precision) => Form::Packed(Arc::new(PackedLinear::new(weight, bias, precision))),
+            Some(precision) => Form::Packed(Arc::new(PackedLinear::pack(weight, bias, precision))),
         })
     }
 

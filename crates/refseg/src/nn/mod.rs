@@ -26,7 +26,7 @@ pub use dropout::Dropout;
 pub use linear::{Linear, LowRank, gelu, gelu_tanh, quick_gelu, silu};
 pub use norm::{LayerNorm, RmsNorm};
 pub use profile::{Kind, Profile, Spent, Work, profile};
-pub use refseg_kernels::{Activation, CpuError, InstructionSet, Precision, peak};
+pub use refseg_kernels::{Activation, CpuError, InstructionSet, Packed, Precision, peak};
 pub use rope::Rope;
 pub use sample::sample;
 pub use stored::StoredTensors;

@@ -2,8 +2,8 @@
 
 use std::{cell::RefCell, collections::HashSet};
 
-use burn::tensor::{Device, Tensor, TensorData};
-use refseg_kernels::Precision;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use refseg_kernels::{Packed, Precision};
 
 use super::TensorSource;
 use crate::weights::{Weights, WeightsError};
@@ -65,6 +65,12 @@ impl<'a> StoredTensors<'a> {
     pub fn unused(&self) -> Vec<String> {
         self.weights.unused(&self.used.borrow())
     }
+
+    /// Notes that a tensor was asked for, and says what implies its shape.
+    fn asked(&self, key: &str, implied_by: &str) -> String {
+        self.used.borrow_mut().insert(key.to_owned());
+        format!("`{implied_by}` {}", self.sizes_from)
+    }
 }
 
 impl TensorSource for StoredTensors<'_> {
@@ -74,15 +80,42 @@ impl TensorSource for StoredTensors<'_> {
         shape: &[usize],
         implied_by: &'static str,
     ) -> Result<Tensor<1>, WeightsError> {
-        let values =
-            self.weights
-                .read_f32(key, shape, &format!("`{implied_by}` {}", self.sizes_from))?;
-        self.used.borrow_mut().insert(key.to_owned());
+        let implied_by = self.asked(key, implied_by);
+        let values = self.weights.read_f32(key, shape, &implied_by)?;
         let count = values.len();
         Ok(Tensor::from_data(
             TensorData::new(values, [count]),
             &self.device,
         ))
+    }
+
+    fn table(
+        &self,
+        key: &str,
+        shape: [usize; 2],
+        implied_by: &'static str,
+    ) -> Result<Option<Tensor<1>>, WeightsError> {
+        let implied_by = self.asked(key, implied_by);
+        let values = self.weights.read_bf16(key, &shape, &implied_by)?;
+        let count = values.len();
+        Ok(Some(Tensor::from_data(
+            TensorData::new(values, [count]),
+            (&self.device, DType::BF16),
+        )))
+    }
+
+    fn packed(
+        &self,
+        key: &str,
+        shape: [usize; 2],
+        precision: Precision,
+        implied_by: &'static str,
+    ) -> Result<Option<Packed>, WeightsError> {
+        let implied_by = self.asked(key, implied_by);
+        let packed = self
+            .weights
+            .read_packed(key, shape, precision, &implied_by)?;
+        Ok(Some(packed))
     }
 
     fn precision(&self, key: &str) -> Option<Precision> {
@@ -95,5 +128,94 @@ impl TensorSource for StoredTensors<'_> {
 
     fn device(&self) -> Device {
         self.device.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, error::Error};
+
+    use burn::tensor::Distribution;
+
+    use super::*;
+    use crate::{
+        nn::{Linear, Tensors},
+        weights::{SaveDtype, TensorSpec, save_safetensors},
+    };
+
+    /// A source that has tensors alone.
+    struct TensorsAlone<'a>(StoredTensors<'a>);
+
+    impl TensorSource for TensorsAlone<'_> {
+        fn tensor(
+            &self,
+            key: &str,
+            shape: &[usize],
+            implied_by: &'static str,
+        ) -> Result<Tensor<1>, WeightsError> {
+            self.0.tensor(key, shape, implied_by)
+        }
+
+        fn precision(&self, key: &str) -> Option<Precision> {
+            self.0.precision(key)
+        }
+
+        fn device(&self) -> Device {
+            self.0.device()
+        }
+    }
+
+    /// The numbers 0, 1, 2, … turned into weights of all magnitudes that halves have.
+    fn weight(i: usize) -> f32 {
+        let fraction = ((i * 7919) % 4001) as f32 / 2000.0 - 1.0;
+        fraction * 2f32.powi((i % 9) as i32 - 6)
+    }
+
+    #[test]
+    fn what_is_packed_from_the_file_is_what_is_packed_from_a_tensor() -> Result<(), Box<dyn Error>>
+    {
+        let [inputs, outputs] = [70, 133];
+        let shapes = [
+            ("l.weight", vec![outputs, inputs]),
+            ("l.bias", vec![outputs]),
+        ];
+        let specs = shapes.map(|(name, shape)| TensorSpec {
+            name: name.into(),
+            shape,
+        });
+        let device = Device::flex();
+        let x: Tensor<2> = Tensor::random([3, inputs], Distribution::Normal(0.0, 1.0), &device);
+        for dtype in [SaveDtype::F32, SaveDtype::F16, SaveDtype::Bf16] {
+            let folder = tempfile::tempdir()?;
+            let path = folder.path().join("model.safetensors");
+            save_safetensors(&path, &specs, dtype, &BTreeMap::new(), |spec| {
+                Ok((0..spec.shape.iter().product()).map(weight).collect())
+            })?;
+            let weights = Weights::open(folder.path())?;
+            for precision in Precision::ALL {
+                let source = || StoredTensors::new(&weights, device.clone()).packed(precision);
+                let (stored, alone) = (source(), TensorsAlone(source()));
+                let (stored, alone) = (Tensors::root(&stored), Tensors::root(&alone));
+                assert!(
+                    stored
+                        .at("l")
+                        .packed("weight", [outputs, inputs], "")?
+                        .is_some()
+                );
+                assert!(
+                    alone
+                        .at("l")
+                        .packed("weight", [outputs, inputs], "")?
+                        .is_none()
+                );
+                let [found, expected] = [&stored, &alone].map(|tensors| {
+                    let layer = Linear::load(&tensors.at("l"), [inputs, outputs], "")?;
+                    let table = tensors.table("l.weight", [outputs, inputs], "")?;
+                    Ok::<_, WeightsError>((layer.forward(x.clone()).into_data(), table.into_data()))
+                });
+                assert!(found? == expected?, "{dtype:?}, {precision}");
+            }
+        }
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, FloatDType, Tensor};
 
-use refseg_kernels::Precision;
+use refseg_kernels::{Packed, Precision};
 
 use super::{Dropout, LowRank};
 use crate::weights::WeightsError;
@@ -24,6 +24,35 @@ pub trait TensorSource {
         shape: &[usize],
         implied_by: &'static str,
     ) -> Result<Tensor<1>, WeightsError>;
+
+    /// [`TensorSource::tensor`] in bf16, from a source that need not make it from one of f32; `None` from others.
+    ///
+    /// # Errors
+    /// As [`TensorSource::tensor`].
+    fn table(
+        &self,
+        key: &str,
+        shape: [usize; 2],
+        implied_by: &'static str,
+    ) -> Result<Option<Tensor<1>>, WeightsError> {
+        let _ = (key, shape, implied_by);
+        Ok(None)
+    }
+
+    /// The `(out, in)` matrix `key`, packed from where it is stored; `None` from a source that has tensors alone.
+    ///
+    /// # Errors
+    /// As [`TensorSource::tensor`].
+    fn packed(
+        &self,
+        key: &str,
+        shape: [usize; 2],
+        precision: Precision,
+        implied_by: &'static str,
+    ) -> Result<Option<Packed>, WeightsError> {
+        let _ = (key, shape, precision, implied_by);
+        Ok(None)
+    }
 
     /// The device on which the tensors live.
     fn device(&self) -> Device;
@@ -106,11 +135,34 @@ impl<'a> Tensors<'a> {
         shape: [usize; 2],
         implied_by: &'static str,
     ) -> Result<Tensor<2>, WeightsError> {
-        let table = self.get(name, shape, implied_by)?;
-        Ok(match self.precision() {
-            None | Some(Precision::F32) => table,
-            Some(Precision::Bf16 | Precision::Int8) => table.cast(FloatDType::BF16),
-        })
+        if let None | Some(Precision::F32) = self.precision() {
+            return self.get(name, shape, implied_by);
+        }
+        Ok(
+            match self.source.table(&self.key(name), shape, implied_by)? {
+                Some(table) => table.reshape(shape),
+                None => self.get(name, shape, implied_by)?.cast(FloatDType::BF16),
+            },
+        )
+    }
+
+    /// The `(out, in)` matrix `name` below the prefix, if layers are packed and the source can pack: see
+    /// [`TensorSource::packed`].
+    ///
+    /// # Errors
+    /// See [`TensorSource::tensor`].
+    pub fn packed(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        implied_by: &'static str,
+    ) -> Result<Option<Packed>, WeightsError> {
+        match self.precision() {
+            None => Ok(None),
+            Some(precision) => self
+                .source
+                .packed(&self.key(name), shape, precision, implied_by),
+        }
     }
 
     /// The change that is being trained beside the `(out, in)` matrix `name`, if there is one.

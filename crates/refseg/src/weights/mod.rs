@@ -22,7 +22,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use ::safetensors::Dtype as SafetensorsDtype;
-use half::slice::HalfFloatSliceExt;
+use half::{bf16, vec::HalfBitsVecExt};
+use refseg_kernels::{NonFinite, Numbers, Packed, Precision};
 
 pub use self::error::WeightsError;
 pub use self::folder::resolve_in_folder;
@@ -285,15 +286,45 @@ impl Weights {
         expected_shape: &[usize],
         implied_by: &str,
     ) -> Result<Vec<f32>, WeightsError> {
-        let mut values = self.read_base_f32(key, expected_shape, implied_by)?;
-        if let Some(LowRankFactors { a, b, rank, scale }) = self.low_rank(key)? {
-            merge_lora(&mut values, &a, &b, rank, scale);
-            // Finite factors can still overflow in their product.
-            if let Some(info) = self.info(key) {
-                check_finite(&values, &info.file, key)?;
+        let tensor = self.tensor(key, expected_shape, implied_by)?;
+        match self.merged(tensor)? {
+            None => self.read_stored(&tensor.stored, |numbers| numbers.to_f32()),
+            Some(values) => {
+                check_finite(&values, &tensor.info.file, key)?;
+                Ok(values)
             }
         }
-        Ok(values)
+    }
+
+    /// [`Weights::read_f32`] rounded to bf16.
+    ///
+    /// # Errors
+    /// As [`Weights::read_f32`].
+    pub fn read_bf16(
+        &self,
+        key: &str,
+        expected_shape: &[usize],
+        implied_by: &str,
+    ) -> Result<Vec<bf16>, WeightsError> {
+        let numbers = self.read(key, expected_shape, implied_by, |numbers| numbers.to_bf16())?;
+        Ok(numbers.reinterpret_into())
+    }
+
+    /// [`Weights::read_f32`] of an `[out, in]` matrix, packed to multiply with: from where it is stored, without a copy as
+    /// f32 unless LoRA is to be merged.
+    ///
+    /// # Errors
+    /// As [`Weights::read_f32`].
+    pub fn read_packed(
+        &self,
+        key: &str,
+        [outputs, inputs]: [usize; 2],
+        precision: Precision,
+        implied_by: &str,
+    ) -> Result<Packed, WeightsError> {
+        self.read(key, &[outputs, inputs], implied_by, |numbers| {
+            Packed::from_stored(numbers, outputs, inputs, precision)
+        })
     }
 
     /// [`Weights::read_f32`] without its LoRA: the weight that was adapted.
@@ -306,20 +337,8 @@ impl Weights {
         expected_shape: &[usize],
         implied_by: &str,
     ) -> Result<Vec<f32>, WeightsError> {
-        let tensor = self.tensors.get(key).ok_or_else(|| WeightsError::Missing {
-            path: self.path.clone(),
-            key: key.to_owned(),
-        })?;
-        if tensor.info.shape != expected_shape {
-            return Err(WeightsError::Shape {
-                path: tensor.info.file.clone(),
-                key: key.to_owned(),
-                found: tensor.info.shape.clone(),
-                expected: expected_shape.to_vec(),
-                implied_by: implied_by.into(),
-            });
-        }
-        self.read_stored(&tensor.stored)
+        let tensor = self.tensor(key, expected_shape, implied_by)?;
+        self.read_stored(&tensor.stored, |numbers| numbers.to_f32())
     }
 
     /// The unmerged LoRA of a tensor, if it has one.
@@ -327,19 +346,10 @@ impl Weights {
     /// # Errors
     /// When it holds NaN or infinity, or cannot be read.
     pub fn low_rank(&self, key: &str) -> Result<Option<LowRankFactors>, WeightsError> {
-        let Some(lora) = self
-            .tensors
-            .get(key)
-            .and_then(|tensor| tensor.lora.as_ref())
-        else {
-            return Ok(None);
-        };
-        Ok(Some(LowRankFactors {
-            a: self.read_stored(&lora.a)?,
-            b: self.read_stored(&lora.b)?,
-            rank: lora.rank,
-            scale: lora.scale,
-        }))
+        match self.tensors.get(key) {
+            None => Ok(None),
+            Some(tensor) => self.factors(tensor),
+        }
     }
 
     /// Logical names of tensors that are not in `used`, sorted.
@@ -386,12 +396,76 @@ impl Weights {
         })
     }
 
-    /// Reads one stored tensor as f32 and checks that it is finite.
-    fn read_stored(&self, tensor: &Stored) -> Result<Vec<f32>, WeightsError> {
+    /// The tensor of this logical name, if it has this shape.
+    fn tensor(
+        &self,
+        key: &str,
+        expected_shape: &[usize],
+        implied_by: &str,
+    ) -> Result<&Tensor, WeightsError> {
+        let tensor = self.tensors.get(key).ok_or_else(|| WeightsError::Missing {
+            path: self.path.clone(),
+            key: key.to_owned(),
+        })?;
+        if tensor.info.shape != expected_shape {
+            return Err(WeightsError::Shape {
+                path: tensor.info.file.clone(),
+                key: key.to_owned(),
+                found: tensor.info.shape.clone(),
+                expected: expected_shape.to_vec(),
+                implied_by: implied_by.into(),
+            });
+        }
+        Ok(tensor)
+    }
+
+    /// What `take` makes of a tensor's numbers with its LoRA merged.
+    fn read<T>(
+        &self,
+        key: &str,
+        expected_shape: &[usize],
+        implied_by: &str,
+        take: impl FnOnce(Numbers<'_>) -> Result<T, NonFinite>,
+    ) -> Result<T, WeightsError> {
+        let tensor = self.tensor(key, expected_shape, implied_by)?;
+        match self.merged(tensor)? {
+            None => self.read_stored(&tensor.stored, take),
+            Some(values) => take(Numbers::Floats(&values))
+                .map_err(|fault| non_finite(fault, &tensor.info.file, key)),
+        }
+    }
+
+    /// A tensor as f32 with its LoRA merged, if it has one. Finite factors can still overflow in their product.
+    fn merged(&self, tensor: &Tensor) -> Result<Option<Vec<f32>>, WeightsError> {
+        let Some(LowRankFactors { a, b, rank, scale }) = self.factors(tensor)? else {
+            return Ok(None);
+        };
+        let mut values = self.read_stored(&tensor.stored, |numbers| numbers.to_f32())?;
+        merge_lora(&mut values, &a, &b, rank, scale);
+        Ok(Some(values))
+    }
+
+    fn factors(&self, tensor: &Tensor) -> Result<Option<LowRankFactors>, WeightsError> {
+        let Some(lora) = &tensor.lora else {
+            return Ok(None);
+        };
+        Ok(Some(LowRankFactors {
+            a: self.read_stored(&lora.a, |numbers| numbers.to_f32())?,
+            b: self.read_stored(&lora.b, |numbers| numbers.to_f32())?,
+            rank: lora.rank,
+            scale: lora.scale,
+        }))
+    }
+
+    /// What `take` makes of a stored tensor's numbers.
+    fn read_stored<T>(
+        &self,
+        tensor: &Stored,
+        take: impl FnOnce(Numbers<'_>) -> Result<T, NonFinite>,
+    ) -> Result<T, WeightsError> {
         let file = &self.files[tensor.file];
-        let values = file.read_f32(&tensor.name)?;
-        check_finite(&values, file.path(), &tensor.name)?;
-        Ok(values)
+        file.with_numbers(&tensor.name, take)?
+            .map_err(|fault| non_finite(fault, file.path(), &tensor.name))
     }
 }
 
@@ -509,7 +583,12 @@ impl WeightsFile {
         })
     }
 
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+    /// Hands a tensor's numbers to `take`.
+    fn with_numbers<T>(
+        &self,
+        name: &str,
+        take: impl FnOnce(Numbers<'_>) -> T,
+    ) -> Result<T, WeightsError> {
         let missing = || WeightsError::Missing {
             path: self.path().to_owned(),
             key: name.to_owned(),
@@ -521,58 +600,43 @@ impl WeightsFile {
         .ok_or_else(missing)?;
         // The type is judged before the bytes are touched, which for a pickle
         // means before they are read.
-        if let Dtype::Other(_) = dtype {
-            return Err(WeightsError::Dtype {
-                path: self.path().to_owned(),
-                key: name.to_owned(),
-                found: dtype,
-            });
-        }
+        let numbers: fn(&[u8]) -> Numbers<'_> = match dtype {
+            Dtype::F64 => |bytes| Numbers::F64(bytes.as_chunks().0),
+            Dtype::F32 => |bytes| Numbers::F32(bytes.as_chunks().0),
+            Dtype::F16 => |bytes| Numbers::F16(bytes.as_chunks().0),
+            Dtype::Bf16 => |bytes| Numbers::Bf16(bytes.as_chunks().0),
+            Dtype::Other(_) => {
+                return Err(WeightsError::Dtype {
+                    path: self.path().to_owned(),
+                    key: name.to_owned(),
+                    found: dtype,
+                });
+            }
+        };
         Ok(match self {
             Self::Safetensors(file) => file
-                .with_bytes(name, |bytes| to_f32(bytes, &dtype))
+                .with_bytes(name, |bytes| take(numbers(bytes)))
                 .ok_or_else(missing)?,
-            Self::Pickle(file) => to_f32(&file.read(name)?, &dtype),
+            Self::Pickle(file) => take(numbers(&file.read(name)?)),
         })
     }
-}
-
-/// Converts little-endian values to f32; empty for a type that is no float.
-fn to_f32(bytes: &[u8], dtype: &Dtype) -> Vec<f32> {
-    match dtype {
-        Dtype::F32 => from_le(bytes, f32::from_le_bytes),
-        // A double beyond the range of f32 becomes infinite, which the caller
-        // reports.
-        Dtype::F64 => from_le(bytes, |b| f64::from_le_bytes(b) as f32),
-        Dtype::Bf16 => from_le(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
-        Dtype::F16 => {
-            let halves = from_le(bytes, half::f16::from_le_bytes);
-            let mut values = vec![0.0; halves.len()];
-            // In one call, so that the hardware's conversion is looked up once.
-            halves.convert_to_f32_slice(&mut values);
-            values
-        }
-        Dtype::Other(_) => Vec::new(),
-    }
-}
-
-fn from_le<const N: usize, T>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes
-        .as_chunks::<N>()
-        .0
-        .iter()
-        .map(|&b| convert(b))
-        .collect()
 }
 
 fn check_finite(values: &[f32], path: &Path, key: &str) -> Result<(), WeightsError> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
-        Some(index) => Err(WeightsError::NonFinite {
-            path: path.to_owned(),
-            key: key.to_owned(),
-            index,
-            value: values[index],
-        }),
+        Some(index) => {
+            let value = values[index];
+            Err(non_finite(NonFinite { index, value }, path, key))
+        }
+    }
+}
+
+fn non_finite(NonFinite { index, value }: NonFinite, path: &Path, key: &str) -> WeightsError {
+    WeightsError::NonFinite {
+        path: path.to_owned(),
+        key: key.to_owned(),
+        index,
+        value,
     }
 }
