@@ -149,7 +149,7 @@ struct Scratch {
     sums: Aligned<u32>,
 }
 
-/// What is known of a query's keys so far.
+/// What is known of a query's keys so far, its lanes at the start of a cache line.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 struct Running {
@@ -432,12 +432,12 @@ vectorised! {
         let (mut index, mut start) = (row, place.start);
         while start < place.end {
             let mut values = [[0.0; BLOCK]; MOST_COLUMNS / BLOCK];
-            for values in &mut values {
+            for part in &mut values {
                 let Some(block) = blocks.get(index) else {
                     break;
                 };
-                *values = block.map(f32::from_bits);
-                for value in values {
+                *part = block.map(f32::from_bits);
+                for value in part {
                     *value *= scale;
                 }
                 index += running.len();

@@ -97,7 +97,7 @@ impl<T: Number> Deref for Aligned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: `resize` has made the lines hold `len` numbers at least; they are initialised, and a `Number` is valid
+        // SAFETY: `resize` or `in_parts` has made the lines hold `len` numbers at least; they are initialised, and a `Number` is valid
         // whatever its bits and aligned where a line is.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }

@@ -78,23 +78,9 @@ pub(crate) fn pack(
     form: Form,
     tile: Tile,
 ) -> (Aligned<u32>, Vec<f32>) {
-    let found = weight.len();
-    assert!(
-        found == outputs * inputs,
-        "a weight of {found} numbers is not one of {outputs}×{inputs}"
-    );
-    if found == 0 {
-        return (Aligned::default(), vec![0.0; outputs]);
-    }
+    check(weight.len(), [outputs, inputs]);
     let columns = tile.columns();
-    assert!(
-        columns.is_multiple_of(form.outputs() * GROUP),
-        "a panel of {columns} columns is written in groups of {GROUP} words"
-    );
-    let panel = inputs.div_ceil(form.inputs()) * columns / form.outputs();
-    let write = |index: usize, panel: &mut [MaybeUninit<u32>]| {
-        let first = index * columns;
-        let range = first..outputs.min(first + columns);
+    in_panels([outputs, inputs], form, columns, |range, panel| {
         let mut largest = vec![0.0; range.len()];
         let rows = Rows {
             numbers: weight.part(range.start * inputs..range.end * inputs),
@@ -102,11 +88,7 @@ pub(crate) fn pack(
         };
         pack_panel(tile.set, rows, form, columns, &mut largest, panel);
         largest
-    };
-    let panels = outputs.div_ceil(columns);
-    // SAFETY: panels are of whole steps, which are of whole groups, and each group of each step is written.
-    let (panels, largest) = unsafe { Aligned::in_parts(panels * panel, panel, write) };
-    (panels, largest.concat())
+    })
 }
 
 /// [`pack`] of a weight that lies `(inputs, outputs)`; largest magnitudes are found for whole numbers alone, and zeros
@@ -120,23 +102,42 @@ pub(crate) fn pack_transposed(
     form: Form,
     tile: Tile,
 ) -> (Aligned<u32>, Vec<f32>) {
-    let found = weight.len();
+    check(weight.len(), [outputs, inputs]);
+    let columns = tile.columns();
+    in_panels([outputs, inputs], form, columns, |range, panel| {
+        pack_columns(tile.set, weight, outputs, range, form, columns, panel)
+    })
+}
+
+/// Panics if there are not as many numbers.
+fn check(found: usize, [outputs, inputs]: [usize; 2]) {
     assert!(
         found == outputs * inputs,
         "a weight of {found} numbers is not one of {outputs}×{inputs}"
     );
-    if found == 0 {
+}
+
+/// Panels that `write`, which is given the outputs of each, fills word by word; and what it gives for the outputs.
+fn in_panels(
+    [outputs, inputs]: [usize; 2],
+    form: Form,
+    columns: usize,
+    write: impl Fn(Range<usize>, &mut [MaybeUninit<u32>]) -> Vec<f32> + Sync,
+) -> (Aligned<u32>, Vec<f32>) {
+    if outputs == 0 || inputs == 0 {
         return (Aligned::default(), vec![0.0; outputs]);
     }
-    let columns = tile.columns();
+    assert!(
+        columns.is_multiple_of(form.outputs() * GROUP),
+        "a panel of {columns} columns is written in groups of {GROUP} words"
+    );
     let panel = inputs.div_ceil(form.inputs()) * columns / form.outputs();
     let write = |index: usize, panel: &mut [MaybeUninit<u32>]| {
         let first = index * columns;
-        let range = first..outputs.min(first + columns);
-        pack_columns(tile.set, weight, outputs, range, form, columns, panel)
+        write(first..outputs.min(first + columns), panel)
     };
     let panels = outputs.div_ceil(columns);
-    // SAFETY: panels are of whole steps, and each word of each step is written.
+    // SAFETY: panels are of whole steps, which are of whole groups, and each word of each step is written.
     let (panels, largest) = unsafe { Aligned::in_parts(panels * panel, panel, write) };
     (panels, largest.concat())
 }
@@ -179,8 +180,8 @@ impl Rows<'_> {
 }
 
 vectorised! {
-    /// Finds the largest magnitude of each row, and packs all of them as a panel, every word of which is written. Rows are
-    /// read twice, the second time from a cache.
+    /// Finds the largest magnitude of each row, and packs all of them as a panel, every word of which is written. Rows
+    /// are read twice, the second time from a cache.
     fn pack_panel(
         rows: Rows<'_>,
         form: Form,

@@ -261,6 +261,32 @@ fn a_query_that_sees_no_key_has_no_answer() {
     }
 }
 
+/// As many as are attended to before others, and more: what comes of them is scaled down to nothing.
+#[test]
+fn keys_before_the_first_that_is_seen_count_for_nothing() {
+    let (hidden, [queries, d]) = (1100, [7, 64]);
+    let all = shape([1, 1, 1, queries, 1300, d]);
+    let [q, k, v] = inputs(all, 5);
+    let mut values = vec![0.0; queries * 1300];
+    for row in values.chunks_exact_mut(1300) {
+        row[..hidden].fill(f32::NEG_INFINITY);
+    }
+    let mask = AttentionMask {
+        values: &values,
+        batch: 1,
+        heads: 1,
+    };
+    let seen = shape([1, 1, 1, queries, 1300 - hidden, d]);
+    let within = expected([&q, &k[hidden * d..], &v[hidden * d..]], seen, None);
+    for set in sets() {
+        let out = attend([&q, &k, &v], all, Some(mask), set);
+        for (found, (expected, gap)) in out.into_iter().zip(&within) {
+            let found = (f64::from(found) - expected).abs();
+            assert!(found <= *gap, "{set}: off by {found}, {gap} at most");
+        }
+    }
+}
+
 #[test]
 fn threads_change_no_bit() {
     let shape = shape([2, 4, 2, 90, 200, 32]);

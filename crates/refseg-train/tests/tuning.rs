@@ -244,6 +244,7 @@ fn products_in_bf16_train_parameters_in_f32() -> Outcome {
     let mut run = open(folder.path(), Start::Builtin, &recipe, 1)?;
     let before = run.parameters().clone();
     run.train(|_| true)?;
+    assert_eq!(run.task().settings()["precision"], "bf16");
     let key = "vision_model.encoder.layers.0.attn.qkv.weight";
     let of = |parameters: &Parameters| parameters.get(key).expect("a layer").values.clone();
     let moved = of(&before)

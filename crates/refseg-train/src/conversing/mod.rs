@@ -363,6 +363,8 @@ impl Task for Conversing {
 
     fn settings(&self) -> Value {
         let mut settings = json!(self.recipe);
+        // What it comes to, so that a run goes on in the numbers that it was begun in.
+        settings["precision"] = self.recipe.precision.precision().name().into();
         settings["model"] = self.start.display().to_string().into();
         settings
     }

@@ -242,6 +242,8 @@ impl Task for Outlining {
 
     fn settings(&self) -> Value {
         let mut settings = json!(self.recipe);
+        // What it comes to, so that a run goes on in the numbers that it was begun in.
+        settings["precision"] = self.recipe.precision.precision().name().into();
         settings["model"] = self.start.display().to_string().into();
         settings
     }

@@ -21,8 +21,8 @@ use refseg_kernels::{Epilogue, Packed, Precision};
 
 use super::kernels::{contiguous, floats};
 
-/// `x · Wᵀ`, its factors rounded to `precision` as those of [`Packed`] are, and those of its derivatives; what comes out
-/// is f32.
+/// `x · Wᵀ`, its factors rounded to `precision` as those of [`Packed`] are, and those of its derivatives; what comes
+/// out is f32.
 ///
 /// # Shapes
 /// - `x`: `(…, in)`
@@ -212,5 +212,14 @@ mod tests {
         let of_leaf = leaf.grad(&gradients).expect("it takes part");
         assert_eq!(gap(of_leaf, Tensor::full([3, 4], 5.0, &device)), 0.0);
         assert!(frozen.grad(&gradients).is_none());
+
+        let weight = Tensor::<2>::ones([5, 4], &device).autodiff().require_grad();
+        let x = Tensor::<2>::ones([3, 4], &device).autodiff();
+        let gradients = product(x.clone(), weight.clone(), Precision::F32)
+            .sum()
+            .backward();
+        let of_weight = weight.grad(&gradients).expect("it takes part");
+        assert_eq!(gap(of_weight, Tensor::full([5, 4], 3.0, &device)), 0.0);
+        assert!(x.grad(&gradients).is_none());
     }
 }

@@ -289,6 +289,7 @@ impl Weights {
         let tensor = self.tensor(key, expected_shape, implied_by)?;
         match self.merged(tensor)? {
             None => self.read_stored(&tensor.stored, |numbers| numbers.to_f32()),
+            // Not `read`, which would copy them.
             Some(values) => {
                 check_finite(&values, &tensor.info.file, key)?;
                 Ok(values)
