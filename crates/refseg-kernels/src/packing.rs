@@ -396,10 +396,9 @@ mod tests {
         form: Form,
         columns: usize,
     ) -> Vec<u8> {
-        let largest = |output: usize| {
-            let row = &weight[output * inputs..][..inputs];
-            row.iter().fold(0f32, |largest, x| largest.max(x.abs()))
-        };
+        let rows = weight.chunks_exact(inputs);
+        let largest = rows.map(|row| row.iter().fold(0f32, |largest, x| largest.max(x.abs())));
+        let inverse: Vec<_> = largest.map(|largest| int8_scales(largest).0).collect();
         let mut packed = Vec::new();
         for first in (0..outputs).step_by(columns) {
             for step in 0..inputs.div_ceil(form.inputs()) {
@@ -410,7 +409,7 @@ mod tests {
                             false => 0.0,
                         };
                         let byte = |turned| match output < outputs {
-                            true => round_to_int8(x, int8_scales(largest(output)).0) as u8 ^ turned,
+                            true => round_to_int8(x, inverse[output]) as u8 ^ turned,
                             false => 0,
                         };
                         match form {
@@ -431,7 +430,7 @@ mod tests {
     #[test]
     fn every_stored_type_is_packed_to_the_same_bits_for_every_set() {
         // Less than a panel, than a block and than a word; more of each; and exactly as much.
-        for [outputs, inputs] in [[1, 1], [3, 7], [20, 70], [33, 515], [64, 256], [130, 259]] {
+        for [outputs, inputs] in [[1, 1], [3, 7], [20, 70], [5, 515], [64, 256], [66, 67]] {
             for Stored {
                 values,
                 bytes,
