@@ -74,7 +74,7 @@ fn gelu(rows: usize, inputs: usize, outputs: usize) -> Case<'static> {
     }
 }
 
-fn attend(shape: AttentionShape) -> Case<'static> {
+fn attend(shape: AttentionShape, precision: Precision) -> Case<'static> {
     let AttentionShape {
         batch,
         heads,
@@ -88,13 +88,15 @@ fn attend(shape: AttentionShape) -> Case<'static> {
     let v = numbers(batch * groups * keys * head_dim, 3);
     let [q_sizes, kv_sizes] = [[heads, queries, head_dim], [groups, keys, head_dim]];
     Case {
-        name: format!("attention {queries}×{keys}, {heads} heads of {head_dim}, {groups} groups"),
+        name: format!(
+            "attention {queries}×{keys}, {heads} heads of {head_dim} on {groups}, {precision}"
+        ),
         operations: 4e-9 * (batch * heads * queries * keys * head_dim) as f64,
         bytes: 4e-9 * (2 * q.len() + 2 * k.len()) as f64,
         run: Box::new(move || {
             let q = Heads::side_by_side(black_box(&q), q_sizes);
             let [k, v] = [&k, &v].map(|x| Heads::side_by_side(x, kv_sizes));
-            black_box(attention(q, k, v, shape, None));
+            black_box(attention(q, k, v, shape, None, precision));
         }),
         times: Vec::new(),
     }
@@ -133,8 +135,10 @@ fn main() {
         }
     }
     cases.push(gelu(1025, 1024, 4096));
-    cases.push(attend(square(1025, 16, 16, 64)));
-    cases.push(attend(square(330, 14, 2, 64)));
+    for precision in Precision::ALL {
+        cases.push(attend(square(1025, 16, 16, 64), precision));
+        cases.push(attend(square(330, 14, 2, 64), precision));
+    }
     cases.retain(|case| {
         filter.is_empty() || filter.iter().any(|word| case.name.contains(word.as_str()))
     });

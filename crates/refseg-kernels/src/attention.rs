@@ -1,16 +1,19 @@
 //! Scaled dot-product attention with grouped queries.
 
+mod panels;
+mod softmax;
+
 use std::ops::Range;
 
+use panels::{Keys, Values};
 use rayon::prelude::*;
+use softmax::{Running, add, look, pack_queries, settle, weigh, write_mean};
 
 use crate::{
-    InstructionSet,
+    InstructionSet, Precision,
     epilogue::Shared,
-    instruction_set::vectorised,
-    math,
     memory::Aligned,
-    tile::{Ahead, BLOCK, MOST_COLUMNS, Product, Tile, Unit},
+    tile::{Ahead, BLOCK, Product, Tile, Unit},
 };
 
 /// Sizes of an attention.
@@ -52,6 +55,14 @@ pub struct Heads<'a> {
 
 /// `softmax(q·kᵀ/√d + mask) · v`.
 ///
+/// Sums are f32, and so is the softmax. What is multiplied is rounded where that makes it faster, never to less than
+/// bf16 has:
+/// - In bf16 and int8, with AVX512-BF16 or the BF16 of AArch64, queries, keys, values and weights are rounded to bf16.
+/// - In int8, with VNNI, they are rounded to whole numbers of 16 bits: each query and each key to ±5,792 of its largest
+///   magnitude (for d = 64), each value to ±1,023, and the weights of a query, with the magnitudes of the values that
+///   they belong to, to 16,383 for each 128 keys. A query, key or value that holds NaN or an infinity has no such scale,
+///   and gives NaN to all that meet it.
+///
 /// # Shapes
 /// - `q`: `(B, H, L, d)`
 /// - `k`, `v`: `(B, G, M, d)`
@@ -65,8 +76,9 @@ pub fn attention(
     v: Heads<'_>,
     shape: AttentionShape,
     mask: Option<AttentionMask<'_>>,
+    precision: Precision,
 ) -> Vec<f32> {
-    attention_for_set(q, k, v, shape, mask, InstructionSet::current())
+    attention_for_set(q, k, v, shape, mask, precision, InstructionSet::current())
 }
 
 /// [`attention`] by an instruction set.
@@ -79,25 +91,34 @@ pub fn attention_for_set(
     v: Heads<'_>,
     shape: AttentionShape,
     mask: Option<AttentionMask<'_>>,
+    precision: Precision,
     set: InstructionSet,
 ) -> Vec<f32> {
     assert!(set.is_available(), "this machine lacks {set}");
+    let unit = Unit::of_attention(precision, set);
+    attention_of_units(q, k, v, shape, mask, Tile { set, unit })
+}
+
+fn attention_of_units(
+    q: Heads<'_>,
+    k: Heads<'_>,
+    v: Heads<'_>,
+    shape: AttentionShape,
+    mask: Option<AttentionMask<'_>>,
+    tile: Tile,
+) -> Vec<f32> {
     shape.check(q, k, v, mask);
     let len = shape.batch * shape.heads * shape.queries * shape.head_dim;
     if len == 0 || shape.keys == 0 {
         // A mean of nothing.
         return vec![f32::NAN; len];
     }
-    let tile = Tile {
-        set,
-        unit: Unit::Float,
-    };
     let work = Attention {
         shape,
         tile,
         q,
-        keys: Panels::of_keys(tile, shape, k),
-        values: Panels::of_values(tile, shape, v),
+        keys: Keys::pack(tile, shape, k),
+        values: Values::pack(tile, shape, v),
         mask,
     };
     let strips = shape.rows().div_ceil(tile.rows());
@@ -116,9 +137,9 @@ pub fn attention_for_set(
 }
 
 /// Keys that are attended to at a time: their panels, and the scores of a job, stay in the second cache.
-const CHUNK: usize = 512;
+const CHUNK: usize = 1024;
 
-/// Keys whose values are summed before the next strip's: they stay in the first cache.
+/// Steps of values that are summed before the next strip's: they stay in the first cache.
 const SLAB: usize = 64;
 
 /// Strips of a job, which share what they read of keys and values.
@@ -126,6 +147,31 @@ const STRIPS: usize = 4;
 
 /// The most rows of a strip.
 const MOST_ROWS: usize = 6;
+
+/// The largest whole numbers that weights and values are rounded to: what a slab of keys comes to must fit 32 bits.
+const MOST_WEIGHT: f32 = 16_383.0;
+const MOST_VALUE: f32 = 1_023.0;
+const _: () = assert!(2 * SLAB as i64 * MOST_WEIGHT as i64 * MOST_VALUE as i64 <= i32::MAX as i64);
+
+/// The largest whole number that queries and keys of `head_dim` numbers are rounded to: it fits 16 bits, and the sum of
+/// their products 32.
+fn largest_whole(head_dim: usize) -> f32 {
+    let largest = (f64::from(i32::MAX) / head_dim as f64).sqrt();
+    largest.floor().min(f64::from(i16::MAX)) as f32
+}
+
+/// Keys of a slab.
+fn keys_a_slab(unit: Unit) -> usize {
+    SLAB * unit.inputs()
+}
+
+/// Steps that the weights of so many keys take. In pairs, those of the first and of the last 16 of 32 keys meet.
+fn steps_of(unit: Unit, keys: usize) -> usize {
+    match unit {
+        Unit::Float => keys,
+        _ => keys / (2 * BLOCK) * BLOCK + (keys % (2 * BLOCK)).min(BLOCK),
+    }
+}
 
 /// An attention whose keys and values are packed.
 ///
@@ -135,8 +181,8 @@ struct Attention<'a> {
     shape: AttentionShape,
     tile: Tile,
     q: Heads<'a>,
-    keys: Panels,
-    values: Panels,
+    keys: Keys,
+    values: Values,
     mask: Option<AttentionMask<'a>>,
 }
 
@@ -144,23 +190,11 @@ struct Attention<'a> {
 #[derive(Default)]
 struct Scratch {
     queries: Aligned<u32>,
-    /// Scores of a chunk, and then what they are the logarithms of.
+    /// Scores of a chunk, and then their weights.
     scores: Aligned<u32>,
     sums: Aligned<u32>,
-}
-
-/// What is known of a query's keys so far, its lanes at the start of a cache line.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Running {
-    /// The largest scores, in independent lanes.
-    lanes: [f32; BLOCK],
-    /// The sum of the exponents, in independent lanes.
-    totals: [f32; BLOCK],
-    /// The largest score of the chunks so far.
-    largest: f32,
-    /// What is taken off before exponents.
-    shift: f32,
+    /// Sums of a slab, in whole numbers.
+    whole: Aligned<u32>,
 }
 
 impl Attention<'_> {
@@ -175,6 +209,7 @@ impl Attention<'_> {
     ) {
         let Self { shape, tile, .. } = *self;
         let AttentionShape { keys, head_dim, .. } = shape;
+        let Tile { set, unit } = tile;
         let columns = tile.columns();
         let tile_len = tile.rows() * columns;
         let first = strips.start * shape.rows() / count;
@@ -188,44 +223,50 @@ impl Attention<'_> {
             .queries(head, first)
             .take(starts[strips.end])
             .collect();
+        let mut running = vec![Running::NEW; queries.len()];
 
-        let stride = tile.rows() * head_dim.next_multiple_of(BLOCK);
+        let steps = head_dim.div_ceil(unit.inputs());
+        let stride = tile.rows() * steps.next_multiple_of(BLOCK);
         scratch.queries.resize(strips.len() * stride);
+        let root = (head_dim as f64).powf(-0.5) as f32;
+        let largest = largest_whole(head_dim);
         for (strip, units) in strips.clone().zip(scratch.queries.chunks_exact_mut(stride)) {
             let mut q: [&[f32]; MOST_ROWS] = [&[]; MOST_ROWS];
             for (q, &(batch, head, query)) in q.iter_mut().zip(&queries[rows(strip)]) {
                 *q = self.q.row(batch, head, query, head_dim);
             }
-            let scale = (head_dim as f64).powf(-0.5) as f32;
-            pack_queries(tile.set, &q[..rows(strip).len()], scale, units);
+            let rows = rows(strip);
+            pack_queries(
+                set,
+                unit,
+                &q[..rows.len()],
+                root,
+                largest,
+                &mut running[rows],
+                units,
+            );
         }
 
         let wide = head_dim.div_ceil(columns);
+        let slab_keys = keys_a_slab(unit);
         scratch
             .scores
             .resize(strips.len() * tile_len * CHUNK.div_ceil(columns));
         scratch.sums.resize(strips.len() * tile_len * wide);
-        let mut running = vec![
-            Running {
-                lanes: [f32::NEG_INFINITY; BLOCK],
-                largest: f32::NEG_INFINITY,
-                shift: 0.0,
-                totals: [0.0; BLOCK],
-            };
-            queries.len()
-        ];
+        scratch.whole.resize(tile_len);
         for start in (0..keys).step_by(CHUNK) {
             let chunk = CHUNK.min(keys - start);
             let panels = chunk.div_ceil(columns);
             for panel in 0..panels {
                 let from = start + panel * columns;
-                let weights = self.keys.steps(head, from / columns, 0, head_dim);
+                let index = from / columns;
                 let next = if panel + 1 < panels {
-                    self.keys.steps(head, from / columns + 1, 0, head_dim)
+                    self.keys.panel(head, index + 1)
                 } else {
-                    self.values.steps(head, 0, start, SLAB.min(chunk))
+                    let steps = steps_of(unit, slab_keys.min(chunk));
+                    self.values.slab(head, start, 0, steps)
                 };
-                let ahead = Ahead::new(next, strips.len(), head_dim);
+                let ahead = Ahead::new(next, strips.len(), steps);
                 let seen = columns.min(keys - from);
                 for strip in strips.clone() {
                     let rows = rows(strip);
@@ -234,66 +275,85 @@ impl Attention<'_> {
                     let units = &scratch.queries[strip * stride..];
                     let product = Product {
                         rows: rows.len(),
-                        steps: head_dim,
+                        steps,
                         strip: units,
-                        panel: weights,
+                        panel: self.keys.panel(head, index),
                         fresh: true,
                         next: ahead.next(strip, &units[stride..]),
                     };
                     tile.accumulate(product, scores);
+                    let mut masks: [&[f32]; MOST_ROWS] = [&[]; MOST_ROWS];
+                    let mut masked = 0;
                     if let Some(mask) = self.mask {
-                        for (row, &(batch, head, query)) in queries[rows.clone()].iter().enumerate()
-                        {
-                            let mask = &mask.row(shape, batch, head, query)[from..from + seen];
-                            add_mask(tile.set, mask, row, rows.len(), scores);
+                        for &(batch, head, query) in &queries[rows.clone()] {
+                            masks[masked] = &mask.row(shape, batch, head, query)[from..];
+                            masked += 1;
                         }
                     }
-                    let scores = &mut scores[..seen.next_multiple_of(BLOCK) * rows.len()];
-                    look(tile.set, seen, scores, &mut running[rows]);
+                    let scales = self.keys.scales(head, index);
+                    look(
+                        set,
+                        seen,
+                        scales,
+                        &masks[..masked],
+                        scores,
+                        &mut running[rows],
+                    );
                 }
             }
             for strip in strips.clone() {
-                let sums = &mut scratch.sums[strip * tile_len * wide..]
-                    [..rows(strip).len() * columns * wide];
-                settle(tile.set, &mut running[rows(strip)], sums);
+                let rows = rows(strip);
+                let sums = &mut scratch.sums[strip * tile_len * wide..];
+                settle(
+                    set,
+                    &mut running[rows.clone()],
+                    &mut sums[..rows.len() * columns * wide],
+                );
             }
-            for slab in (0..chunk).step_by(SLAB) {
-                let len = SLAB.min(chunk - slab);
+            for slab in (0..chunk).step_by(slab_keys) {
+                let seen = slab_keys.min(chunk - slab);
+                let steps = steps_of(unit, seen);
                 for panel in 0..wide {
-                    let weights = self.values.steps(head, panel, start + slab, len);
                     let next = if panel + 1 < wide {
-                        self.values.steps(head, panel + 1, start + slab, len)
-                    } else if slab + len < chunk {
-                        let left = chunk - slab - len;
-                        self.values
-                            .steps(head, 0, start + slab + len, SLAB.min(left))
+                        self.values.slab(head, start + slab, panel + 1, steps)
+                    } else if slab + seen < chunk {
+                        let steps = steps_of(unit, slab_keys.min(chunk - slab - seen));
+                        self.values.slab(head, start + slab + seen, 0, steps)
                     } else if start + chunk < keys {
-                        self.keys
-                            .steps(head, (start + chunk) / columns, 0, head_dim)
+                        self.keys.panel(head, (start + chunk) / columns)
                     } else {
                         &[]
                     };
-                    let ahead = Ahead::new(next, strips.len(), len);
+                    let ahead = Ahead::new(next, strips.len(), steps);
                     for strip in strips.clone() {
                         let rows = rows(strip);
                         let (scores, following) = scratch.scores[strip * tile_len * panels..]
                             .split_at_mut(tile_len * panels);
                         let scores = &mut scores[slab * rows.len()..];
                         if panel == 0 {
-                            let scores = &mut scores[..len.next_multiple_of(BLOCK) * rows.len()];
-                            exponents(tile.set, scores, &mut running[rows.clone()]);
+                            let scores = &mut scores[..seen.next_multiple_of(BLOCK) * rows.len()];
+                            let scales = self.values.scales(head, start + slab);
+                            weigh(set, unit, scales, scores, &mut running[rows.clone()]);
                         }
                         let sums = &mut scratch.sums
-                            [strip * tile_len * wide + panel * rows.len() * columns..];
+                            [strip * tile_len * wide + panel * rows.len() * columns..]
+                            [..rows.len() * columns];
+                        let fresh = start + slab == 0;
+                        let whole = unit == Unit::ShortPair;
                         let product = Product {
                             rows: rows.len(),
-                            steps: len,
+                            steps,
                             strip: scores,
-                            panel: weights,
-                            fresh: start + slab == 0,
+                            panel: self.values.slab(head, start + slab, panel, steps),
+                            fresh: fresh || whole,
                             next: ahead.next(strip, following),
                         };
-                        tile.accumulate(product, sums);
+                        if whole {
+                            tile.accumulate(product, &mut scratch.whole);
+                            add(set, &scratch.whole, fresh, &running[rows], sums);
+                        } else {
+                            tile.accumulate(product, sums);
+                        }
                     }
                 }
             }
@@ -305,228 +365,9 @@ impl Attention<'_> {
             for (row, &(batch, head, query)) in queries[rows.clone()].iter().enumerate() {
                 let at = ((batch * shape.queries + query) * shape.heads + head) * head_dim;
                 let place = at..at + head_dim;
-                write_mean(tile.set, sums, row, &running[rows.clone()], place, out);
+                write_mean(set, sums, row, &running[rows.clone()], place, out);
             }
         }
-    }
-}
-
-vectorised! {
-    /// Packs queries as a strip, divided by the root of their length.
-    fn pack_queries(q: &[&[f32]], scale: f32, strip: &mut [u32]) {
-        let (blocks, _) = strip.as_chunks_mut::<BLOCK>();
-        for (row, x) in q.iter().enumerate() {
-            let mut index = row;
-            let (whole, rest) = x.as_chunks::<BLOCK>();
-            for x in whole {
-                for (unit, x) in blocks[index].iter_mut().zip(x) {
-                    *unit = (x * scale).to_bits();
-                }
-                index += q.len();
-            }
-            if !rest.is_empty() {
-                for (unit, x) in blocks[index].iter_mut().zip(rest) {
-                    *unit = (x * scale).to_bits();
-                }
-            }
-        }
-    }
-}
-
-vectorised! {
-    /// Adds a row's part of the mask to a tile of scores.
-    fn add_mask(mask: &[f32], row: usize, rows: usize, scores: &mut [u32]) {
-        let (blocks, _) = scores.as_chunks_mut::<BLOCK>();
-        for (index, mask) in mask.chunks(BLOCK).enumerate() {
-            for (score, mask) in blocks[index * rows + row].iter_mut().zip(mask) {
-                *score = (f32::from_bits(*score) + mask).to_bits();
-            }
-        }
-    }
-}
-
-vectorised! {
-    /// Looks for the largest scores of each row among those of so many keys, a strip.
-    fn look(keys: usize, scores: &mut [u32], running: &mut [Running]) {
-        let rows = running.len();
-        let (blocks, _) = scores.as_chunks_mut::<BLOCK>();
-        // What stands behind the last key is no key.
-        if !keys.is_multiple_of(BLOCK) {
-            for block in &mut blocks[keys / BLOCK * rows..] {
-                block[keys % BLOCK..].fill(f32::NEG_INFINITY.to_bits());
-            }
-        }
-        for (row, running) in running.iter_mut().enumerate() {
-            let mut lanes = running.lanes;
-            // By index: iterators that step cost a division.
-            let mut index = row;
-            while let Some(block) = blocks.get(index) {
-                for (lane, score) in lanes.iter_mut().zip(block.map(f32::from_bits)) {
-                    *lane = if score > *lane { score } else { *lane };
-                }
-                index += rows;
-            }
-            running.lanes = lanes;
-        }
-    }
-}
-
-vectorised! {
-    /// Before the exponents of a chunk: scales down what is there if a larger score has been met.
-    fn settle(running: &mut [Running], sums: &mut [u32]) {
-        let rows = running.len();
-        let (blocks, _) = sums.as_chunks_mut::<BLOCK>();
-        for (row, running) in running.iter_mut().enumerate() {
-            let largest = fold(running.lanes, |a, b| if b > a { b } else { a });
-            // As long as all keys are hidden nothing is taken off: infinity less infinity would be no number.
-            running.shift = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
-            let shrink = math::exp_of::<FUSED>(running.largest - running.shift);
-            // Before the first chunk there is nothing to scale down.
-            if running.largest > f32::NEG_INFINITY && shrink != 1.0 {
-                for total in &mut running.totals {
-                    *total *= shrink;
-                }
-                let mut index = row;
-                while let Some(block) = blocks.get_mut(index) {
-                    *block = block.map(|sum| (f32::from_bits(sum) * shrink).to_bits());
-                    index += rows;
-                }
-            }
-            running.largest = largest;
-        }
-    }
-}
-
-vectorised! {
-    /// Turns the scores of some keys, a strip, into what they are the logarithms of, up to what is taken off.
-    fn exponents(scores: &mut [u32], running: &mut [Running]) {
-        let rows = running.len();
-        let (blocks, _) = scores.as_chunks_mut::<BLOCK>();
-        for (row, running) in running.iter_mut().enumerate() {
-            let mut totals = running.totals;
-            let mut index = row;
-            while let Some(block) = blocks.get_mut(index) {
-                // Apart from memory, so that the compiler keeps all of it in registers.
-                let mut weights = block.map(f32::from_bits);
-                for weight in &mut weights {
-                    *weight = math::exp_below::<FUSED>(*weight - running.shift);
-                }
-                for (total, weight) in totals.iter_mut().zip(weights) {
-                    *total += weight;
-                }
-                *block = weights.map(f32::to_bits);
-                index += rows;
-            }
-            running.totals = totals;
-        }
-    }
-}
-
-vectorised! {
-    /// Writes a row of a strip's sums to its place, each as a share of the row's total.
-    ///
-    /// Only its own part of `out` is touched; the caller hands each row to one thread.
-    fn write_mean(sums: &[u32], row: usize, running: &[Running], place: Range<usize>, out: Shared) {
-        let scale = 1.0 / fold(running[row].totals, |a, b| a + b);
-        let (blocks, _) = sums.as_chunks::<BLOCK>();
-        let (mut index, mut start) = (row, place.start);
-        while start < place.end {
-            let mut values = [[0.0; BLOCK]; MOST_COLUMNS / BLOCK];
-            for part in &mut values {
-                let Some(block) = blocks.get(index) else {
-                    break;
-                };
-                *part = block.map(f32::from_bits);
-                for value in part {
-                    *value *= scale;
-                }
-                index += running.len();
-            }
-            let len = MOST_COLUMNS.min(place.end - start);
-            // SAFETY: each row of each head belongs to one strip, each strip to one job, and the memory outlives the
-            // jobs.
-            unsafe { out.write(start, &values.as_flattened()[..len]) };
-            start += len;
-        }
-    }
-}
-
-/// Joins halves until one number is left.
-#[inline(always)]
-fn fold(mut lanes: [f32; BLOCK], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut len = BLOCK;
-    while len > 1 {
-        len /= 2;
-        for i in 0..len {
-            lanes[i] = join(lanes[i], lanes[i + len]);
-        }
-    }
-    lanes[0]
-}
-
-/// Keys or values of every key-value head, packed in panels.
-struct Panels {
-    units: Aligned<u32>,
-    /// Steps of a panel.
-    steps: usize,
-    columns: usize,
-    /// Panels of a head.
-    count: usize,
-}
-
-impl Panels {
-    /// Columns are keys.
-    fn of_keys(tile: Tile, shape: AttentionShape, k: Heads<'_>) -> Self {
-        let AttentionShape { keys, head_dim, .. } = shape;
-        Self::pack(tile, shape, [keys, head_dim], |head, first, panel| {
-            let (batch, group) = (head / shape.groups, head % shape.groups);
-            for column in 0..tile.columns().min(keys - first) {
-                let k = k.row(batch, group, first + column, head_dim);
-                for (units, k) in panel.chunks_exact_mut(tile.columns()).zip(k) {
-                    units[column] = k.to_bits();
-                }
-            }
-        })
-    }
-
-    /// Columns are the numbers of a value.
-    fn of_values(tile: Tile, shape: AttentionShape, v: Heads<'_>) -> Self {
-        let AttentionShape { keys, head_dim, .. } = shape;
-        Self::pack(tile, shape, [head_dim, keys], |head, first, panel| {
-            let (batch, group) = (head / shape.groups, head % shape.groups);
-            for (row, units) in panel.chunks_exact_mut(tile.columns()).enumerate() {
-                let v = &v.row(batch, group, row, head_dim)[first..];
-                for (unit, v) in units.iter_mut().zip(v) {
-                    *unit = v.to_bits();
-                }
-            }
-        })
-    }
-
-    fn pack(
-        tile: Tile,
-        shape: AttentionShape,
-        [width, steps]: [usize; 2],
-        fill: impl Fn(usize, usize, &mut [u32]) + Sync,
-    ) -> Self {
-        let columns = tile.columns();
-        let count = width.div_ceil(columns);
-        let mut units = Aligned::zeros(shape.batch * shape.groups * count * steps * columns);
-        units
-            .par_chunks_mut(steps * columns)
-            .enumerate()
-            .for_each(|(index, panel)| fill(index / count, index % count * columns, panel));
-        Self {
-            units,
-            steps,
-            columns,
-            count,
-        }
-    }
-
-    fn steps(&self, head: usize, panel: usize, start: usize, len: usize) -> &[u32] {
-        let start = (head * self.count + panel) * self.steps + start;
-        &self.units[start * self.columns..(start + len) * self.columns]
     }
 }
 
@@ -618,5 +459,49 @@ impl<'a> AttentionMask<'a> {
         let head = if self.heads == 1 { 0 } else { head };
         let start = ((batch * self.heads + head) * shape.queries + query) * shape.keys;
         &self.values[start..start + shape.keys]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Units of instruction sets that this machine may lack, multiplied in plain Rust: packed alike for all of them.
+    #[test]
+    fn every_unit_is_packed_as_its_instruction_reads_it() {
+        // Less than a pair, a block, two of them, and a slab; and more of each.
+        for [queries, keys, head_dim] in [[1, 1, 1], [3, 20, 7], [2, 45, 33], [5, 140, 20]] {
+            let shape = AttentionShape {
+                batch: 1,
+                heads: 2,
+                groups: 1,
+                queries,
+                keys,
+                head_dim,
+            };
+            let number = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
+            let numbers = |len: usize, by: usize| (0..len).map(|i| number(by * i)).collect();
+            let q: Vec<f32> = numbers(2 * queries * head_dim, 1);
+            let k: Vec<f32> = numbers(keys * head_dim, 3);
+            let v: Vec<f32> = numbers(keys * head_dim, 7);
+            let attend = |set, unit| {
+                let q = Heads::side_by_side(&q, [2, queries, head_dim]);
+                let [k, v] = [&k, &v].map(|x| Heads::side_by_side(x, [1, keys, head_dim]));
+                attention_of_units(q, k, v, shape, None, Tile { set, unit })
+            };
+            let expected = attend(InstructionSet::Portable, Unit::Float);
+            let mut units = vec![(InstructionSet::Portable, Unit::Bf16Pair)];
+            for set in InstructionSet::available() {
+                units.push((set, Unit::ShortPair));
+                units.push((set, Unit::of_attention(Precision::Bf16, set)));
+            }
+            for (set, unit) in units {
+                let most = if unit == Unit::Bf16Pair { 0.02 } else { 1e-3 };
+                for (found, expected) in attend(set, unit).into_iter().zip(&expected) {
+                    let gap = (found - expected).abs();
+                    assert!(gap < most, "{set}, {unit:?}, {shape:?}: off by {gap}");
+                }
+            }
+        }
     }
 }

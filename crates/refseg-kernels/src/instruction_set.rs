@@ -139,6 +139,11 @@ impl InstructionSet {
         Unit::of(precision, self).inputs()
     }
 
+    /// Numbers that one lane of 32 bits multiplies at once in an attention of this precision.
+    pub fn attention_products_at_once(self, precision: Precision) -> usize {
+        Unit::of_attention(precision, self).inputs()
+    }
+
     /// The precision that is fastest with these instructions, of those that move masks little: int8 is faster still,
     /// and moves them more.
     pub fn preferred(self) -> Precision {

@@ -62,13 +62,19 @@ pub(crate) fn widen_bf16(x: u16) -> f32 {
 /// Both are NaN if `largest` is not finite, and 0 if it is too small to be divided by.
 #[inline(always)]
 pub(crate) fn int8_scales(largest: f32) -> (f32, f32) {
-    let inverse = 127.0 / largest;
+    whole_scales(largest, 127.0)
+}
+
+/// [`int8_scales`] of whole numbers from −`limit` to `limit`.
+#[inline(always)]
+pub(crate) fn whole_scales(largest: f32, limit: f32) -> (f32, f32) {
+    let inverse = limit / largest;
     if !largest.is_finite() {
         (f32::NAN, f32::NAN)
     } else if inverse.is_infinite() {
         (0.0, 0.0)
     } else {
-        (inverse, largest / 127.0)
+        (inverse, largest / limit)
     }
 }
 
@@ -93,9 +99,15 @@ pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
 /// The nearest whole number of `x · inverse`, ties to even. Both are such that it is within −127 and 127.
 #[inline(always)]
 pub(crate) fn round_to_int8(x: f32, inverse: f32) -> i8 {
+    round_to_whole(x, inverse) as i8
+}
+
+/// The low 16 bits of the nearest whole number of `x · inverse`, ties to even. Both are such that it is within ±2²².
+#[inline(always)]
+pub(crate) fn round_to_whole(x: f32, inverse: f32) -> u16 {
     /// Adding this rounds to a whole number and leaves it in the low bits: 1.5 · 2²³.
     const ROUND: f32 = 12_582_912.0;
-    (x * inverse + ROUND).to_bits() as i8
+    (x * inverse + ROUND).to_bits() as u16
 }
 
 /// A name that is none.

@@ -49,6 +49,16 @@ impl Unit {
         }
     }
 
+    /// What a set multiplies in an attention of this precision: whatever is faster than f32 and rounds no more than bf16.
+    pub(crate) fn of_attention(precision: Precision, set: InstructionSet) -> Self {
+        use InstructionSet::*;
+        match (precision, set) {
+            (Precision::Bf16 | Precision::Int8, Avx512Bf16 | NeonMatrix) => Self::Bf16Pair,
+            (Precision::Int8, Avx512Vnni) => Self::ShortPair,
+            _ => Self::Float,
+        }
+    }
+
     /// Inputs that one unit covers.
     pub(crate) fn inputs(self) -> usize {
         match self {
@@ -144,7 +154,7 @@ impl Tile {
         use InstructionSet::*;
         match (self.set, self.unit) {
             (Portable, _) => portable::ROWS,
-            (Neon | NeonDot, _) | (NeonMatrix, Unit::Float) => 5,
+            (Neon | NeonDot, _) | (NeonMatrix, Unit::Float | Unit::ShortPair) => 5,
             (Avx2 | Avx512 | Avx512Vnni | Avx512Bf16 | NeonMatrix, _) => 6,
         }
     }
@@ -187,7 +197,10 @@ impl Tile {
                 (Unit::ShortPair, InstructionSet::Avx2) => {
                     short_pairs_256(rows, product.next.lines)
                 }
-                (Unit::ShortPair, _) => short_pairs_512(rows, product.next.lines),
+                (Unit::ShortPair, InstructionSet::Avx512) => {
+                    short_pairs_512(rows, product.next.lines)
+                }
+                (Unit::ShortPair, _) => short_pairs_vnni(rows, product.next.lines),
                 (Unit::ByteQuad, _) => byte_quads_512(rows, product.next.lines),
                 (Unit::Bf16Pair, _) => bf16_pairs_512(rows, product.next.lines),
                 (Unit::SignedQuad, _) => unreachable!("packed for other instruction sets"),

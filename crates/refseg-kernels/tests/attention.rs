@@ -1,9 +1,11 @@
-//! Attention against sums in f64, for every instruction set of this machine.
+//! Attention against sums in f64, for every instruction set of this machine and every precision in which it differs.
 
 mod common;
 
 use common::{Random, roundings, sets};
-use refseg_kernels::{AttentionMask, AttentionShape, Heads, InstructionSet, attention_for_set};
+use refseg_kernels::{
+    AttentionMask, AttentionShape, Heads, InstructionSet, Precision, attention_for_set,
+};
 
 fn shape([batch, heads, groups, queries, keys, head_dim]: [usize; 6]) -> AttentionShape {
     AttentionShape {
@@ -30,11 +32,60 @@ const SIZES: [[usize; 6]; 10] = [
     [1, 2, 1, 60, 600, 128],
 ];
 
+/// What numbers are rounded to before they are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rounding {
+    None,
+    Bf16,
+    /// Whole numbers of 16 bits.
+    Whole,
+}
+
+impl Rounding {
+    fn of(set: InstructionSet, precision: Precision) -> Self {
+        match set.attention_products_at_once(precision) {
+            1 => Self::None,
+            _ if set == InstructionSet::Avx512Vnni => Self::Whole,
+            _ => Self::Bf16,
+        }
+    }
+}
+
+/// Every instruction set in every precision that makes a difference.
+fn cases() -> Vec<(InstructionSet, Precision)> {
+    let of_set = |set: InstructionSet| Precision::ALL.map(|precision| (set, precision));
+    let differs = |&(set, precision): &(InstructionSet, Precision)| {
+        precision == Precision::F32 || set.attention_products_at_once(precision) > 1
+    };
+    sets()
+        .into_iter()
+        .flat_map(of_set)
+        .filter(differs)
+        .collect()
+}
+
+/// What a product of two numbers rounded to bf16 is off by, relatively: half of the last of 8 bits for each.
+const BF16: f64 = 2.01 / 512.0;
+
+/// The largest whole numbers that queries and keys of `d` numbers, values and weights are rounded to, and the keys whose
+/// weights have one scale.
+fn largest_wholes(d: usize) -> [f64; 3] {
+    let of_scores = (f64::from(i32::MAX) / d as f64).sqrt();
+    [of_scores.floor().min(32_767.0), 1_023.0, 16_383.0]
+}
+const KEYS_OF_A_SCALE: usize = 128;
+
+fn largest(x: &[f32]) -> f64 {
+    x.iter()
+        .fold(0.0, |largest, x| largest.max(f64::from(x.abs())))
+}
+
 /// Each output and how far from it a kernel may be.
 fn expected(
     [q, k, v]: [&[f32]; 3],
     shape: AttentionShape,
     mask: Option<AttentionMask<'_>>,
+    rounding: Rounding,
 ) -> Vec<(f64, f64)> {
     let AttentionShape {
         batch,
@@ -44,6 +95,7 @@ fn expected(
         keys,
         head_dim: d,
     } = shape;
+    let [most_key, most_value, most_weight] = largest_wholes(d);
     let mut out = vec![(0.0, 0.0); batch * heads * queries * d];
     for index in 0..batch * heads * queries {
         let (head, query, b) = (
@@ -62,15 +114,26 @@ fn expected(
         let scores: Vec<f64> = (0..keys)
             .map(|key| {
                 let (mut score, mut size) = (0.0, 0.0);
-                for (&q, &k) in q.iter().zip(&k[(group * keys + key) * d..][..d]) {
+                let k = &k[(group * keys + key) * d..][..d];
+                for (&q, &k) in q.iter().zip(k) {
                     let product = f64::from(q) * f64::from(k);
                     score += product;
                     size += product.abs();
                 }
+                let rounded = match rounding {
+                    Rounding::None => 0.0,
+                    Rounding::Bf16 => BF16 * size,
+                    Rounding::Whole => {
+                        let [q_step, k_step] = [q, k].map(|x| largest(x) / most_key);
+                        let sum = |x: &[f32]| x.iter().map(|x| f64::from(x.abs())).sum::<f64>();
+                        let both = q_step * k_step * d as f64 / 4.0;
+                        (sum(q) * k_step + sum(k) * q_step) / 2.0 + both
+                    }
+                };
                 let root = (d as f64).sqrt();
                 let added = mask.map_or(0.0, |mask| f64::from(mask[key]));
                 let size = size / root + if added.is_finite() { added.abs() } else { 0.0 };
-                largest_gap = largest_gap.max(roundings(d + 4) * size);
+                largest_gap = largest_gap.max(roundings(d + 4) * size + rounded / root);
                 score / root + added
             })
             .collect();
@@ -82,19 +145,43 @@ fn expected(
             .fold(f64::INFINITY, f64::min);
         let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
         let sum: f64 = weights.iter().sum();
-        // The exponent itself: its own error, and the rounding of its argument.
-        let relative = 2.0
-            * (2.0 * largest_gap + roundings(8) + roundings(2) * (largest - lowest).abs())
-            + roundings(2 * keys);
+        // Of a weight and of the sum of all of them: the score's error, the rounding of what is taken off it, and the
+        // exponent's own.
+        let exponent = largest_gap + roundings(8) + roundings(2) * (largest - lowest).abs();
+        let relative = (2.0 * exponent).exp_m1() + roundings(2 * keys);
+        let value_of = |key: usize| &v[(group * keys + key) * d..][..d];
+        let sizes: Vec<f64> = (0..keys).map(|key| self::largest(value_of(key))).collect();
+        // The largest weight, with its value's magnitude, of each scale.
+        let with_sizes: Vec<f64> = weights
+            .iter()
+            .zip(&sizes)
+            .map(|(w, size)| w * size)
+            .collect();
+        let most = |scale: &[f64]| scale.iter().copied().fold(0.0, f64::max);
+        let most: Vec<f64> = with_sizes.chunks(KEYS_OF_A_SCALE).map(most).collect();
         for column in 0..d {
-            let (mut value, mut size) = (0.0, 0.0);
+            let (mut value, mut size, mut rounded) = (0.0, 0.0, 0.0);
             for (key, weight) in weights.iter().enumerate() {
-                let part = weight * f64::from(v[(group * keys + key) * d + column]);
+                let number = f64::from(value_of(key)[column]);
+                let part = weight * number;
                 value += part;
                 size += part.abs();
+                rounded += match rounding {
+                    Rounding::None => 0.0,
+                    Rounding::Bf16 => BF16 * part.abs(),
+                    Rounding::Whole if sizes[key] == 0.0 => 0.0,
+                    Rounding::Whole => {
+                        // The errors of scores change what is rounded, and both roundings meet.
+                        let of_weight = most[key / KEYS_OF_A_SCALE] / most_weight / sizes[key];
+                        let of_value = sizes[key] / most_value;
+                        let once = of_weight * number.abs() + weight * of_value;
+                        (once + of_weight * of_value / 2.0) / 2.0
+                    }
+                };
             }
+            let rounded = rounded * (1.0 + relative);
             out[((b * queries + query) * heads + head) * d + column] =
-                (value / sum, relative * size / sum + 1e-38);
+                (value / sum, (relative * size + rounded) / sum + 1e-38);
         }
     }
     out
@@ -104,22 +191,22 @@ fn attend(
     [q, k, v]: [&[f32]; 3],
     shape: AttentionShape,
     mask: Option<AttentionMask<'_>>,
-    set: InstructionSet,
+    (set, precision): (InstructionSet, Precision),
 ) -> Vec<f32> {
     let q = Heads::side_by_side(q, [shape.heads, shape.queries, shape.head_dim]);
     let [k, v] = [k, v].map(|x| Heads::side_by_side(x, [shape.groups, shape.keys, shape.head_dim]));
-    attention_for_set(q, k, v, shape, mask, set)
+    attention_for_set(q, k, v, shape, mask, precision, set)
 }
 
 fn check(inputs: [&[f32]; 3], shape: AttentionShape, mask: Option<AttentionMask<'_>>) {
-    let expected = expected(inputs, shape, mask);
-    for set in sets() {
-        let out = attend(inputs, shape, mask, set);
+    for (set, precision) in cases() {
+        let expected = expected(inputs, shape, mask, Rounding::of(set, precision));
+        let out = attend(inputs, shape, mask, (set, precision));
         assert_eq!(out.len(), expected.len());
         for (index, (&found, &(value, gap))) in out.iter().zip(&expected).enumerate() {
             assert!(
                 (f64::from(found) - value).abs() <= gap,
-                "{set}, {shape:?}: {found} at {index}, not within {gap:e} of {value}"
+                "{set} in {precision}, {shape:?}: {found} at {index}, not within {gap:e} of {value}"
             );
         }
     }
@@ -194,14 +281,14 @@ fn hidden_keys_have_no_part_whatever_they_hold() {
         batch: 1,
         heads: 1,
     };
-    for set in sets() {
-        let run = |k: &[f32], v: &[f32]| attend([&q, k, v], shape, Some(mask), set);
+    for case in cases() {
+        let run = |k: &[f32], v: &[f32]| attend([&q, k, v], shape, Some(mask), case);
         let plain = run(&k, &v);
         let (mut other_k, mut other_v) = (k.clone(), v.clone());
         // Keys from 20 on are hidden from every query.
         other_k[20 * 16..].iter_mut().for_each(|k| *k *= -3.0);
         other_v[20 * 16..].iter_mut().for_each(|v| *v *= 1e30);
-        assert_eq!(run(&other_k, &other_v), plain, "{set}");
+        assert_eq!(run(&other_k, &other_v), plain, "{case:?}");
     }
 }
 
@@ -210,15 +297,16 @@ fn bad_numbers_show_in_the_queries_that_meet_them() {
     let shape = shape([1, 2, 2, 19, 40, 24]);
     let [q, k, v] = inputs(shape, 8);
     let width = shape.heads * shape.head_dim;
-    for set in sets() {
+    for case in cases() {
+        let (set, precision) = case;
         for bad in [f32::NAN, f32::INFINITY] {
-            let run = |q: &[f32], k: &[f32], v: &[f32]| attend([q, k, v], shape, None, set);
+            let run = |q: &[f32], k: &[f32], v: &[f32]| attend([q, k, v], shape, None, case);
             let mut spoilt = q.clone();
             // Head 1, query 5.
             spoilt[(19 + 5) * 24 + 2] = bad;
             for (index, out) in run(&spoilt, &k, &v).into_iter().enumerate() {
                 let here = index / width == 5 && index % width / 24 == 1;
-                assert_eq!(out.is_nan(), here, "{set}: {out} at {index}");
+                assert_eq!(out.is_nan(), here, "{case:?}: {out} at {index}");
             }
             let mut spoilt = k.clone();
             spoilt[(40 + 7) * 24] = f32::NAN;
@@ -226,17 +314,18 @@ fn bad_numbers_show_in_the_queries_that_meet_them() {
                 assert_eq!(
                     out.is_nan(),
                     index % width / 24 == 1,
-                    "{set}: {out} at {index}"
+                    "{case:?}: {out} at {index}"
                 );
             }
             let mut spoilt = v.clone();
             spoilt[(40 + 39) * 24 + 3] = bad;
             for (index, out) in run(&q, &k, &spoilt).into_iter().enumerate() {
-                assert_eq!(
-                    !out.is_finite(),
-                    index % width == 24 + 3,
-                    "{set}: {out} at {index}"
-                );
+                // One scale for all numbers of a value is none if one of them is bad.
+                let here = match Rounding::of(set, precision) {
+                    Rounding::Whole => index % width / 24 == 1,
+                    Rounding::None | Rounding::Bf16 => index % width == 24 + 3,
+                };
+                assert_eq!(!out.is_finite(), here, "{case:?}: {out} at {index}");
             }
         }
     }
@@ -253,10 +342,10 @@ fn a_query_that_sees_no_key_has_no_answer() {
         batch: 1,
         heads: 1,
     };
-    for set in sets() {
-        let out = attend([&q, &k, &v], shape, Some(mask), set);
+    for case in cases() {
+        let out = attend([&q, &k, &v], shape, Some(mask), case);
         for (index, out) in out.into_iter().enumerate() {
-            assert_eq!(out.is_nan(), index / 8 == 1, "{set}: {out} at {index}");
+            assert_eq!(out.is_nan(), index / 8 == 1, "{case:?}: {out} at {index}");
         }
     }
 }
@@ -277,12 +366,16 @@ fn keys_before_the_first_that_is_seen_count_for_nothing() {
         heads: 1,
     };
     let seen = shape([1, 1, 1, queries, 1300 - hidden, d]);
-    let within = expected([&q, &k[hidden * d..], &v[hidden * d..]], seen, None);
-    for set in sets() {
-        let out = attend([&q, &k, &v], all, Some(mask), set);
+    for (set, precision) in cases() {
+        let seen_alone = [&q, &k[hidden * d..], &v[hidden * d..]];
+        let within = expected(seen_alone, seen, None, Rounding::of(set, precision));
+        let out = attend([&q, &k, &v], all, Some(mask), (set, precision));
         for (found, (expected, gap)) in out.into_iter().zip(&within) {
             let found = (f64::from(found) - expected).abs();
-            assert!(found <= *gap, "{set}: off by {found}, {gap} at most");
+            assert!(
+                found <= *gap,
+                "{set} in {precision}: off by {found}, {gap} at most"
+            );
         }
     }
 }
@@ -291,17 +384,17 @@ fn keys_before_the_first_that_is_seen_count_for_nothing() {
 fn threads_change_no_bit() {
     let shape = shape([2, 4, 2, 90, 200, 32]);
     let [q, k, v] = inputs(shape, 11);
-    for set in sets() {
+    for case in cases() {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build()
                 .expect("a few threads");
-            pool.install(|| attend([&q, &k, &v], shape, None, set))
+            pool.install(|| attend([&q, &k, &v], shape, None, case))
         };
         let alone = run(1);
         for threads in [2, 3, 7] {
-            assert!(run(threads) == alone, "{set}, {threads} threads");
+            assert!(run(threads) == alone, "{case:?}, {threads} threads");
         }
     }
 }
@@ -324,9 +417,10 @@ fn heads_may_lie_anywhere() {
         values: &joined[first * 24..],
         strides: [9 * width, 24, width],
     };
-    for set in sets() {
-        let found = attention_for_set(part(0), part(4), part(6), shape, None, set);
-        assert!(found == attend([&q, &k, &v], shape, None, set), "{set}");
+    for case in cases() {
+        let [q_part, k_part, v_part] = [0, 4, 6].map(part);
+        let found = attention_for_set(q_part, k_part, v_part, shape, None, case.1, case.0);
+        assert!(found == attend([&q, &k, &v], shape, None, case), "{case:?}");
     }
 }
 

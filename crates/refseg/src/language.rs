@@ -13,7 +13,7 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use crate::{
-    nn::{Activation, Linear, RmsNorm, Rope, Tensors, attention, split_heads},
+    nn::{Activation, DotProductAttention, Linear, RmsNorm, Rope, Tensors, split_heads},
     weights::WeightsError,
 };
 
@@ -346,6 +346,7 @@ pub struct LanguageLayer {
     up: Linear,
     /// Key `mlp.down_proj`, `feed_forward.w2` or `mlp.c_proj`.
     down: Linear,
+    attention: DotProductAttention,
     heads: usize,
     key_value_heads: usize,
 }
@@ -388,6 +389,7 @@ impl LanguageLayer {
                 gate: plain("mlp.gate_proj", [width, inner], inner_field)?,
                 up: plain("mlp.up_proj", [width, inner], inner_field)?,
                 down: plain("mlp.down_proj", [inner, width], inner_field)?,
+                attention: DotProductAttention::new(tensors),
                 heads,
                 key_value_heads,
             }),
@@ -403,6 +405,7 @@ impl LanguageLayer {
                 gate: plain("feed_forward.w1", [width, inner], inner_field)?,
                 up: plain("feed_forward.w3", [width, inner], inner_field)?,
                 down: plain("feed_forward.w2", [inner, width], inner_field)?,
+                attention: DotProductAttention::new(tensors),
                 heads,
                 key_value_heads,
             }),
@@ -418,6 +421,7 @@ impl LanguageLayer {
                 gate: plain("mlp.w2", [width, inner], inner_field)?,
                 up: plain("mlp.w1", [width, inner], inner_field)?,
                 down: plain("mlp.c_proj", [inner, width], inner_field)?,
+                attention: DotProductAttention::new(tensors),
                 heads,
                 key_value_heads,
             }),
@@ -454,7 +458,9 @@ impl LanguageLayer {
             ),
             None => (key.clone(), value.clone()),
         };
-        let seen = attention(query, keys.clone(), values.clone(), Some(mask));
+        let seen = self
+            .attention
+            .forward(query, keys.clone(), values.clone(), Some(mask));
         let x = self.output.forward_added(seen, x);
 
         let h = self.mlp_norm.forward(x.clone());

@@ -138,6 +138,13 @@ kernels! {
 }
 
 kernels! {
+    /// `vpdpwssd` sums two products in 32 bits, and wraps around as `wrapping_add` does.
+    short_pairs_vnni, "avx512f,avx512vnni", 4 __m512i,
+    _mm512_loadu_epi32, _mm512_storeu_epi32, _mm512_set1_epi32,
+    |sum, x, weights| _mm512_dpwssd_epi32(sum, x, weights)
+}
+
+kernels! {
     /// Four products of an unsigned byte and a signed one are at most 4·255·127: `vpdpbusd` sums them in 32 bits
     /// without saturating, and wraps around as `wrapping_add` does.
     byte_quads_512, "avx512f,avx512vnni", 4 __m512i,

@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::VisionConfig;
 use crate::{
-    nn::{Activation, LayerNorm, Linear, Tensors, attention, patches, split_heads},
+    nn::{Activation, DotProductAttention, LayerNorm, Linear, Tensors, patches, split_heads},
     weights::WeightsError,
 };
 
@@ -110,6 +110,7 @@ struct Block {
     fc2: Linear,
     /// Key `ls2`: `(C)`.
     ls2: Tensor<1>,
+    attention: DotProductAttention,
     heads: usize,
 }
 
@@ -145,6 +146,7 @@ impl Block {
                 "vision_config.intermediate_size",
             )?,
             ls2: tensors.get("ls2", [width], field)?,
+            attention: DotProductAttention::new(tensors),
             heads,
         })
     }
@@ -161,6 +163,6 @@ impl Block {
     fn attend(&self, x: Tensor<3>) -> Tensor<3> {
         let heads = split_heads(self.qkv.forward(x), 3 * self.heads);
         let part = |i: usize| heads.clone().narrow(1, i * self.heads, self.heads);
-        attention(part(0), part(1), part(2), None)
+        self.attention.forward(part(0), part(1), part(2), None)
     }
 }

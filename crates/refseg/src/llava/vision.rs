@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::VisionConfig;
 use crate::{
-    nn::{Activation, LayerNorm, Linear, Tensors, attention, patches, split_heads},
+    nn::{Activation, DotProductAttention, LayerNorm, Linear, Tensors, patches, split_heads},
     weights::WeightsError,
 };
 
@@ -121,6 +121,7 @@ struct Block {
     fc1: Linear,
     /// Key `mlp.fc2`.
     fc2: Linear,
+    attention: DotProductAttention,
     heads: usize,
 }
 
@@ -146,6 +147,7 @@ impl Block {
             norm2: norm("layer_norm2")?,
             fc1: Linear::load(&tensors.at("mlp.fc1"), [width, inner], inner_field)?,
             fc2: Linear::load(&tensors.at("mlp.fc2"), [inner, width], inner_field)?,
+            attention: DotProductAttention::new(tensors),
             heads,
         })
     }
@@ -162,6 +164,6 @@ impl Block {
     fn attend(&self, x: Tensor<3>) -> Tensor<3> {
         let heads = |linear: &Linear| split_heads(linear.forward(x.clone()), self.heads);
         let (query, key, value) = (heads(&self.query), heads(&self.key), heads(&self.value));
-        attention(query, key, value, None)
+        self.attention.forward(query, key, value, None)
     }
 }

@@ -15,7 +15,7 @@ use super::dysample::DySample;
 use crate::{
     internvl::{Config, Fusion},
     nn::{
-        Activation, Conv2d, ConvShape, Dropout, LayerNorm, Linear, Tensors, attention_with_dropout,
+        Activation, Conv2d, ConvShape, DotProductAttention, Dropout, LayerNorm, Linear, Tensors,
         split_heads,
     },
     weights::WeightsError,
@@ -331,7 +331,7 @@ impl CrossDecoder {
     fn forward_onto_single_key(&self, base: Tensor<3>, memory: Tensor<3>) -> Tensor<3> {
         let [batch, patches, width] = base.dims();
         let [_, count, _] = memory.dims();
-        if self.cross_attention.dropout.is_active() {
+        if self.cross_attention.attention.dropout().is_active() {
             // Each query then forgets other heads' answers: it is a real attention again.
             let rows = batch * count;
             let base = base.unsqueeze_dim::<4>(1).repeat_dim(1, count);
@@ -371,8 +371,7 @@ struct MultiHeadAttention {
     value: Linear,
     /// Key `out_proj`.
     output: Linear,
-    /// On the attention's probabilities.
-    dropout: Dropout,
+    attention: DotProductAttention,
 }
 
 impl MultiHeadAttention {
@@ -393,7 +392,8 @@ impl MultiHeadAttention {
             key: part(1),
             value: part(2),
             output: Linear::load(&tensors.at("out_proj"), [width, width], field)?,
-            dropout: tensors.dropout("dropout", DROPOUT),
+            attention: DotProductAttention::new(tensors)
+                .with_dropout(tensors.dropout("dropout", DROPOUT)),
         })
     }
 
@@ -402,7 +402,7 @@ impl MultiHeadAttention {
         let query = split_heads(self.query.forward(x), HEADS);
         let key = split_heads(self.key.forward(memory.clone()), HEADS);
         let value = split_heads(self.value.forward(memory), HEADS);
-        let seen = attention_with_dropout(query, key, value, None, &self.dropout);
+        let seen = self.attention.forward(query, key, value, None);
         self.output.forward(seen)
     }
 

@@ -1,54 +1,72 @@
 //! Scaled dot-product attention with grouped queries.
 
 use burn::tensor::Tensor;
+use refseg_kernels::Precision;
 
-use super::{Dropout, inference, kernels};
+use super::{Dropout, Tensors, inference, kernels};
 
 /// `softmax(q·kᵀ/√d + mask) · v`, where a group of query heads shares one
 /// key-value head: query head `h` reads key-value head `h / (H / G)`.
-///
-/// # Shapes
-/// - `q`: `(B, H, L, d)`
-/// - `k`, `v`: `(B, G, M, d)`, `G` dividing `H`
-/// - `mask`: added to the scores, `(1, 1, L, M)`, `(B, 1, L, M)` or `(1, H, L, M)`
-/// - returns `(B, L, H·d)`
-pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&Tensor<4>>) -> Tensor<3> {
-    attention_with_dropout(q, k, v, mask, &Dropout::none())
+#[derive(Debug, Clone, Default)]
+pub struct DotProductAttention {
+    /// What is multiplied is rounded as layers of this precision round it, at most to what bf16 has.
+    precision: Precision,
+    /// On the softmax's output: forgets some of the keys in training.
+    dropout: Dropout,
 }
 
-/// [`attention`] that forgets some of the keys in training: dropout on the softmax's output.
-///
-/// # Shapes
-/// As [`attention`].
-pub fn attention_with_dropout(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    mask: Option<&Tensor<4>>,
-    dropout: &Dropout,
-) -> Tensor<3> {
-    if !q.device().is_autodiff() && !dropout.is_active() {
-        return inference::attention(q, k, v, mask);
+impl DotProductAttention {
+    /// In the precision of the layers around it, whose keys begin as those of `tensors` do.
+    pub fn new(tensors: &Tensors<'_>) -> Self {
+        Self {
+            precision: tensors.precision().unwrap_or_default(),
+            dropout: Dropout::none(),
+        }
     }
-    let [batch, heads, length, head_dim] = q.dims();
-    let [_, groups, keys, _] = k.dims();
-    let q = q.mul_scalar((head_dim as f64).powf(-0.5));
-    // One product per key-value head: its query heads are stacked along the rows.
-    let q = q.reshape([batch, groups, heads / groups * length, head_dim]);
-    let mut scores = q.matmul(k.transpose());
-    if let Some(mask) = mask {
-        scores = (scores.reshape([batch, heads, length, keys]) + mask.clone()).reshape([
-            batch,
-            groups,
-            heads / groups * length,
-            keys,
-        ]);
+
+    /// The same with dropout.
+    #[must_use]
+    pub fn with_dropout(self, dropout: Dropout) -> Self {
+        Self { dropout, ..self }
     }
-    let joined = dropout.forward(softmax(scores)).matmul(v);
-    joined
-        .reshape([batch, heads, length, head_dim])
-        .swap_dims(1, 2)
-        .reshape([batch, length, heads * head_dim])
+
+    /// The dropout on the softmax's output.
+    pub fn dropout(&self) -> &Dropout {
+        &self.dropout
+    }
+
+    /// # Shapes
+    /// - `q`: `(B, H, L, d)`
+    /// - `k`, `v`: `(B, G, M, d)`, `G` dividing `H`
+    /// - `mask`: added to the scores, `(1, 1, L, M)`, `(B, 1, L, M)` or `(1, H, L, M)`
+    /// - returns `(B, L, H·d)`
+    pub fn forward(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        mask: Option<&Tensor<4>>,
+    ) -> Tensor<3> {
+        if !q.device().is_autodiff() && !self.dropout.is_active() {
+            return inference::attention(q, k, v, mask, self.precision);
+        }
+        let [batch, heads, length, head_dim] = q.dims();
+        let [_, groups, keys, _] = k.dims();
+        let q = q.mul_scalar((head_dim as f64).powf(-0.5));
+        // One product per key-value head: its query heads are stacked along the rows.
+        let rows = heads / groups * length;
+        let q = q.reshape([batch, groups, rows, head_dim]);
+        let mut scores = q.matmul(k.transpose());
+        if let Some(mask) = mask {
+            scores = (scores.reshape([batch, heads, length, keys]) + mask.clone())
+                .reshape([batch, groups, rows, keys]);
+        }
+        let joined = self.dropout.forward(softmax(scores)).matmul(v);
+        joined
+            .reshape([batch, heads, length, head_dim])
+            .swap_dims(1, 2)
+            .reshape([batch, length, heads * head_dim])
+    }
 }
 
 /// Softmax over the last dimension.

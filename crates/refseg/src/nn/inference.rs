@@ -192,19 +192,18 @@ pub(super) fn scaled_linear<const R: usize>(
     ))
 }
 
-/// [`super::attention()`], whose scores are never all in memory.
+/// [`super::DotProductAttention`], whose scores are never all in memory.
 pub(super) fn attention(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
     mask: Option<&Tensor<4>>,
+    precision: Precision,
 ) -> Tensor<3> {
     let [q, k, v] = [q, k, v].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(match mask {
-        None => <Dispatch as Inference>::attention(q, k, v),
-        Some(mask) => {
-            <Dispatch as Inference>::masked_attention(q, k, v, mask.clone().into_dispatch())
-        }
+    Tensor::from_dispatch(match mask.cloned().map(Tensor::into_dispatch) {
+        None => <Dispatch as Inference>::attention(q, k, v, precision),
+        Some(mask) => <Dispatch as Inference>::masked_attention(q, k, v, mask, precision),
     })
 }
 
@@ -272,12 +271,14 @@ trait Inference: Backend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        precision: Precision,
     ) -> FloatTensor<Self>;
     fn masked_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         mask: FloatTensor<Self>,
+        precision: Precision,
     ) -> FloatTensor<Self>;
     fn layer_norm(
         x: FloatTensor<Self>,
@@ -372,8 +373,9 @@ impl Inference for Flex {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
-        attend(&q, &k, &v, None)
+        attend(&q, &k, &v, None, precision)
     }
 
     fn masked_attention(
@@ -381,8 +383,9 @@ impl Inference for Flex {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         mask: FloatTensor<Self>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
-        attend(&q, &k, &v, Some(&mask))
+        attend(&q, &k, &v, Some(&mask), precision)
     }
 
     fn layer_norm(
@@ -444,6 +447,7 @@ fn attend(
     k: &FloatTensor<Flex>,
     v: &FloatTensor<Flex>,
     mask: Option<&FloatTensor<Flex>>,
+    precision: Precision,
 ) -> FloatTensor<Flex> {
     let ([batch, heads, queries, head_dim], [_, groups, keys, _]) = (sizes(q), sizes(k));
     let expected = [batch, groups, keys, head_dim];
@@ -472,7 +476,7 @@ fn attend(
     });
     let work = || {
         let work = Work {
-            kind: Kind::Attention,
+            kind: Kind::Attention(precision),
             sizes: [queries, keys, heads * head_dim],
         };
         let numbers = 2 * batch * head_dim * (heads * queries + groups * keys);
@@ -484,7 +488,8 @@ fn attend(
     };
     let [q, k, v] = [q, k, v].map(with_rows_whole);
     let out = watched(work, || {
-        refseg_kernels::attention(heads_of(&q), heads_of(&k), heads_of(&v), shape, mask)
+        let [q, k, v] = [&q, &k, &v].map(heads_of);
+        refseg_kernels::attention(q, k, v, shape, mask, precision)
     });
     let shape = [batch, queries, heads * head_dim];
     Flex::float_from_data(TensorData::new(out, shape), &Default::default())
@@ -545,7 +550,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        nn::{self, Linear, Tensors, tensors::Drawn},
+        nn::{DotProductAttention, Linear, Tensors, tensors::Drawn},
         weights::WeightsError,
     };
 
@@ -608,16 +613,17 @@ mod tests {
             let far = mask.clone().greater_elem(1.0);
             mask.mask_fill(far, f32::NEG_INFINITY)
         };
+        let attention = DotProductAttention::default();
         for mask in [
             None,
             Some(hidden([1, 1, 5, 7])),
             Some(hidden([2, 1, 5, 7])),
             Some(hidden([1, 4, 5, 7])),
         ] {
-            let found = nn::attention(q.clone(), k.clone(), v.clone(), mask.as_ref());
+            let found = attention.forward(q.clone(), k.clone(), v.clone(), mask.as_ref());
             let [q, k, v] = [&q, &k, &v].map(|x| x.clone().autodiff());
             let mask = mask.map(Tensor::autodiff);
-            let expected = nn::attention(q, k, v, mask.as_ref()).inner();
+            let expected = attention.forward(q, k, v, mask.as_ref()).inner();
             let gap = gap(found, expected);
             assert!(gap < 1e-6, "{gap}");
         }

@@ -19,7 +19,7 @@ mod sample;
 mod stored;
 mod tensors;
 
-pub use attention::{attention, attention_with_dropout, softmax, split_heads};
+pub use attention::{DotProductAttention, softmax, split_heads};
 pub use blueprint::{Blueprint, Part};
 pub use conv::{Conv2d, ConvShape, patches};
 pub use dropout::Dropout;

@@ -32,7 +32,7 @@ pub enum Kind {
     /// A convolution with a packed kernel.
     Convolution(Precision),
     /// Scaled dot-product attention.
-    Attention,
+    Attention(Precision),
     /// A layer norm, or a root-mean-square norm.
     Norm,
     /// Softmax, GELU and the like on their own.
@@ -132,7 +132,7 @@ impl fmt::Display for Work {
         match self.kind {
             Kind::Product(precision) => write!(f, "product {a}×{b}×{c} in {precision}"),
             Kind::Convolution(precision) => write!(f, "convolution {a}×{b}×{c} in {precision}"),
-            Kind::Attention => write!(f, "attention {a}×{b}, {c} wide"),
+            Kind::Attention(precision) => write!(f, "attention {a}×{b}×{c} in {precision}"),
             Kind::Norm => write!(f, "norm {a}×{b}"),
             Kind::Elementwise => write!(f, "activation {a}×{b}"),
             Kind::Rope => write!(f, "RoPE {a}×{b}"),

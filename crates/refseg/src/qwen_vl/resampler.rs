@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 
 use super::{VisualConfig, bicubic::resize_table, vision::EPSILON};
 use crate::{
-    nn::{LayerNorm, Linear, Tensors, attention, split_heads},
+    nn::{DotProductAttention, LayerNorm, Linear, Tensors, split_heads},
     weights::WeightsError,
 };
 
@@ -33,6 +33,7 @@ pub struct Resampler {
     value: Linear,
     /// Key `attn_pool.attn.out_proj`.
     output: Linear,
+    attention: DotProductAttention,
     /// Key `ln_post`.
     post_norm: LayerNorm,
     /// Key `proj`: `(D, D)`, applied from the right.
@@ -71,6 +72,7 @@ impl Resampler {
             key_positions: resize_table(positions, QUERIES, config.grid()).unsqueeze(),
             key: rows(1),
             value: rows(2),
+            attention: DotProductAttention::new(&pool),
             output: Linear::load(&pool.at("attn.out_proj"), [width, width], field)?,
             post_norm: norm(tensors, "ln_post")?,
             proj: tensors.get("proj", [width, width], field)?,
@@ -88,7 +90,7 @@ impl Resampler {
         let values = split_heads(self.value.forward(values), heads);
         let x = self
             .output
-            .forward(attention(self.query.clone(), keys, values, None));
+            .forward(self.attention.forward(self.query.clone(), keys, values, None));
         self.post_norm
             .forward(x)
             .matmul(self.proj.clone().unsqueeze())

@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{VisualConfig, bicubic::resize_table};
 use crate::{
-    nn::{Activation, LayerNorm, Linear, Tensors, attention, patches},
+    nn::{Activation, DotProductAttention, LayerNorm, Linear, Tensors, patches},
     weights::WeightsError,
 };
 
@@ -95,6 +95,7 @@ struct Block {
     fc: Linear,
     /// Key `mlp.c_proj`.
     proj: Linear,
+    attention: DotProductAttention,
     heads: usize,
 }
 
@@ -115,6 +116,7 @@ impl Block {
             norm2: LayerNorm::load(&tensors.at("ln_2"), width, EPSILON, field)?,
             fc: linear("mlp.c_fc", [width, inner], "visual.mlp_ratio")?,
             proj: linear("mlp.c_proj", [inner, width], "visual.mlp_ratio")?,
+            attention: DotProductAttention::new(tensors),
             heads,
         })
     }
@@ -135,7 +137,7 @@ impl Block {
         let fused = fused.reshape([batch, length, self.heads, 3 * head_dim]);
         let heads = fused.swap_dims(1, 2); // (B, H, L, 3·d)
         let part = |i: usize| heads.clone().narrow(3, i * head_dim, head_dim);
-        attention(part(0), part(1), part(2), None)
+        self.attention.forward(part(0), part(1), part(2), None)
     }
 }
 

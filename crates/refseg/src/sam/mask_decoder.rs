@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 
 use super::{Watch, config::DecoderConfig};
 use crate::{
-    nn::{Activation, LayerNorm, Linear, Tensors, attention, gelu, split_heads},
+    nn::{Activation, DotProductAttention, LayerNorm, Linear, Tensors, gelu, split_heads},
     weights::WeightsError,
 };
 
@@ -278,6 +278,7 @@ struct Attention {
     value: Linear,
     /// Key `out_proj`.
     output: Linear,
+    attention: DotProductAttention,
     heads: usize,
 }
 
@@ -295,6 +296,7 @@ impl Attention {
             key: linear("k_proj", [width, narrow])?,
             value: linear("v_proj", [width, narrow])?,
             output: linear("out_proj", [narrow, width])?,
+            attention: DotProductAttention::new(tensors),
             heads: config.heads,
         })
     }
@@ -304,7 +306,8 @@ impl Attention {
         let query = split_heads(self.query.forward(query), self.heads);
         let key = split_heads(self.key.forward(key), self.heads);
         let value = split_heads(self.value.forward(value), self.heads);
-        self.output.forward(attention(query, key, value, None))
+        let seen = self.attention.forward(query, key, value, None);
+        self.output.forward(seen)
     }
 }
 

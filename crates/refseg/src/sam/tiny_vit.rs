@@ -15,7 +15,9 @@ use super::{
     windows,
 };
 use crate::{
-    nn::{Activation, Conv2d, ConvShape, LayerNorm, Linear, Tensors, attention, gelu},
+    nn::{
+        Activation, Conv2d, ConvShape, DotProductAttention, LayerNorm, Linear, Tensors, gelu,
+    },
     weights::WeightsError,
 };
 
@@ -256,6 +258,7 @@ struct Attention {
     proj: Linear,
     /// Key `attention_biases`, for each pair of cells: `(1, H, side², side²)`.
     biases: Tensor<4>,
+    attention: DotProductAttention,
     heads: usize,
     /// Side of the window.
     side: usize,
@@ -288,6 +291,7 @@ impl Attention {
             norm: LayerNorm::load(&tensors.at("norm"), width, config.epsilon, field)?,
             qkv: Linear::load(&tensors.at("qkv"), [width, 3 * width], field)?,
             proj: Linear::load(&tensors.at("proj"), [width, width], field)?,
+            attention: DotProductAttention::new(tensors),
             biases: table.select(1, distances).reshape([1, heads, cells, cells]),
             heads,
             side,
@@ -304,7 +308,9 @@ impl Attention {
             .reshape([count, length, self.heads, 3 * head_dim])
             .swap_dims(1, 2); // (N, H, side², 3·d)
         let part = |i: usize| qkv.clone().narrow(3, i * head_dim, head_dim);
-        let seen = attention(part(0), part(1), part(2), Some(&self.biases));
+        let seen = self
+            .attention
+            .forward(part(0), part(1), part(2), Some(&self.biases));
         self.proj.forward(seen)
     }
 }

@@ -110,7 +110,10 @@ impl<'a> Document<'a> {
                 Kind::Product(precision) | Kind::Convolution(precision) => {
                     InstructionSet::current().products_at_once(precision)
                 }
-                Kind::Attention | Kind::Norm | Kind::Elementwise | Kind::Rope | Kind::Sample => 1,
+                Kind::Attention(precision) => {
+                    InstructionSet::current().attention_products_at_once(precision)
+                }
+                Kind::Norm | Kind::Elementwise | Kind::Rope | Kind::Sample => 1,
             };
             let multiplies = spent.operations > 0.0;
             work.push(Row {
