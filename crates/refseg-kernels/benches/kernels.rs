@@ -74,6 +74,33 @@ fn gelu(rows: usize, inputs: usize, outputs: usize) -> Case<'static> {
     }
 }
 
+/// What the epilogue reads and writes comes from memory, as in a network, where other layers have filled the caches
+/// since.
+fn from_memory(
+    [rows, inputs, outputs]: [usize; 3],
+    words: &str,
+    epilogue: impl for<'a> Fn(&'a [f32], &'a [f32]) -> Epilogue<'a> + 'static,
+) -> Case<'static> {
+    /// More than any cache holds.
+    const NUMBERS: usize = 20 << 20;
+    let weight = numbers(inputs * outputs, 7);
+    let packed = Packed::new(&weight, outputs, inputs, Precision::Int8);
+    let (x, scale) = (numbers(rows * inputs, 9), numbers(outputs, 3));
+    let read = numbers(rows * outputs, 5);
+    let mut buffers = vec![(read.clone(), read); NUMBERS.div_ceil(2 * rows * outputs)];
+    Case {
+        name: format!("{rows}×{inputs}×{outputs} int8, {words}"),
+        operations: 2e-9 * (rows * inputs * outputs) as f64,
+        bytes: packed.bytes() as f64 * 1e-9,
+        run: Box::new(move || {
+            buffers.rotate_left(1);
+            let (read, out) = &mut buffers[0];
+            packed.multiply(black_box(&x), &epilogue(&scale, read), out);
+        }),
+        times: Vec::new(),
+    }
+}
+
 fn attend(shape: AttentionShape, precision: Precision) -> Case<'static> {
     let AttentionShape {
         batch,
@@ -135,6 +162,22 @@ fn main() {
         }
     }
     cases.push(gelu(1025, 1024, 4096));
+    cases.push(from_memory(
+        [1025, 1024, 1024],
+        "scale and residual",
+        |scale, residual| Epilogue {
+            scale: Some(scale),
+            residual: Some(residual),
+            ..Epilogue::default()
+        },
+    ));
+    cases.push(from_memory([317, 896, 4864], "SiLU times", |_, times| {
+        Epilogue {
+            activation: Activation::Silu,
+            times: Some(times),
+            ..Epilogue::default()
+        }
+    }));
     for precision in Precision::ALL {
         cases.push(attend(square(1025, 16, 16, 64), precision));
         cases.push(attend(square(330, 14, 2, 64), precision));

@@ -111,17 +111,19 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Fetches the memory that a tile will be written to, so that writing need not wait for it.
-    pub(crate) fn fetch(self, out: Shared) {
-        for row in 0..self.rows {
-            let start = out
-                .start
-                .wrapping_add((self.row + row) * self.outputs + self.column);
-            // A block is as long as a cache line; the last one ends in a line of its own.
-            for block in 0..self.columns.div_ceil(BLOCK) {
-                fetch(start.wrapping_add(block * BLOCK).cast());
+    /// Fetches the memory that a tile will be written to, and what the epilogue reads for it, so that [`finish`] need
+    /// not wait for them.
+    pub(crate) fn fetch(self, epilogue: &Epilogue<'_>, out: Shared) {
+        let read = [epilogue.times, epilogue.residual].into_iter().flatten();
+        for part in read.map(<[f32]>::as_ptr).chain([out.start.cast_const()]) {
+            for row in 0..self.rows {
+                let start = part.wrapping_add((self.row + row) * self.outputs + self.column);
+                // A block is as long as a cache line; the last one ends in a line of its own.
+                for block in 0..self.columns.div_ceil(BLOCK) {
+                    fetch(start.wrapping_add(block * BLOCK).cast());
+                }
+                fetch(start.wrapping_add(self.columns - 1).cast());
             }
-            fetch(start.wrapping_add(self.columns - 1).cast());
         }
     }
 }

@@ -274,7 +274,7 @@ impl Packed {
                         outputs: self.outputs,
                     };
                     if last {
-                        place.fetch(out);
+                        place.fetch(epilogue, out);
                     }
                     let product = Product {
                         rows: rows.len(),
