@@ -18,6 +18,7 @@ mod packing;
 mod peak;
 mod precision;
 mod rows;
+mod strips;
 mod tile;
 
 pub use attention::{AttentionMask, AttentionShape, Heads, attention, attention_for_set};

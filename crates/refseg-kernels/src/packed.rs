@@ -6,13 +6,14 @@ use rayon::prelude::*;
 
 use crate::{
     Epilogue, InstructionSet, Precision,
-    epilogue::{Place, RowScale, Shared, Sums, finish},
+    epilogue::{Place, Shared, Sums, finish},
     instruction_set::vectorised,
     memory::{Aligned, bytes},
     numbers::{NonFinite, Numbers},
     packing::{Form, pack, pack_transposed, pair},
-    precision::{int8_scales, largest_magnitude, round_to_bf16, round_to_int8, widen_bf16},
-    tile::{Ahead, BLOCK, Product, Tile, Unit},
+    precision::{int8_scales, widen_bf16},
+    strips::Strips,
+    tile::{Ahead, Product, Tile},
 };
 
 /// A weight `(outputs, inputs)`, packed for one instruction set.
@@ -288,7 +289,7 @@ impl Packed {
                     if last {
                         let kind = match self.precision {
                             Precision::Int8 => Sums::Whole {
-                                rows: &strips.scales[rows],
+                                rows: strips.scales(strip),
                                 columns: &self.scales[column..],
                             },
                             Precision::F32 | Precision::Bf16 => Sums::Floats,
@@ -371,123 +372,6 @@ vectorised! {
     }
 }
 
-/// Rows packed for the innermost loop, shared out evenly over strips.
-struct Strips {
-    units: Aligned<u32>,
-    /// Of each row, for whole numbers.
-    scales: Vec<RowScale>,
-    /// Where each strip starts, and where the last one ends.
-    starts: Vec<usize>,
-    /// Steps of a row, filled up to whole blocks.
-    stride: usize,
-}
-
-impl Strips {
-    fn pack(tile: Tile, x: &[f32], rows: usize, inputs: usize) -> Self {
-        let stride = inputs.div_ceil(tile.unit.inputs()).next_multiple_of(BLOCK);
-        let count = rows.div_ceil(tile.rows());
-        let mut units = Aligned::zeros(rows * stride);
-        let mut scales = vec![RowScale::default(); rows];
-        let strips = Self {
-            units: Aligned::default(),
-            scales: Vec::new(),
-            starts: (0..=count).map(|strip| strip * rows / count).collect(),
-            stride,
-        };
-        let mut rest = (&mut *units, &mut *scales);
-        let mut parts = Vec::with_capacity(count);
-        for strip in 0..count {
-            let rows = strips.rows(strip);
-            let units = rest
-                .0
-                .split_off_mut(..rows.len() * stride)
-                .unwrap_or_default();
-            let scales = rest.1.split_off_mut(..rows.len()).unwrap_or_default();
-            parts.push((&x[rows.start * inputs..rows.end * inputs], units, scales));
-        }
-        parts.into_par_iter().for_each(|(x, units, scales)| {
-            pack_strip(tile.set, tile.unit, x, inputs, units, scales);
-        });
-        Self {
-            units,
-            scales,
-            ..strips
-        }
-    }
-
-    fn count(&self) -> usize {
-        self.starts.len() - 1
-    }
-
-    fn rows(&self, strip: usize) -> Range<usize> {
-        self.starts[strip]..self.starts[strip + 1]
-    }
-
-    /// Some steps of a strip, from the start of a block on.
-    fn units(&self, strip: usize, start: usize, len: usize) -> &[u32] {
-        let rows = self.rows(strip.min(self.count() - 1));
-        let at = rows.start * self.stride + start * rows.len();
-        &self.units[at..at + len.next_multiple_of(BLOCK) * rows.len()]
-    }
-}
-
-vectorised! {
-    fn pack_strip(unit: Unit, x: &[f32], inputs: usize, units: &mut [u32], scales: &mut [RowScale]) {
-        let rows = scales.len();
-        for (row, scale) in scales.iter_mut().enumerate() {
-            let x = &x[row * inputs..][..inputs];
-            let blocks = units.chunks_exact_mut(BLOCK).skip(row).step_by(rows);
-            match unit {
-                Unit::Float => pack_row(x, blocks, |[x]| x.to_bits()),
-                Unit::Bf16Pair => pack_row(x, blocks, |x: [f32; 2]| pair(x.map(round_to_bf16))),
-                Unit::ShortPair => {
-                    let (inverse, back) = int8_scales(largest_magnitude(x));
-                    scale.scale = back;
-                    pack_row(x, blocks, |x: [f32; 2]| {
-                        pair(x.map(|x| i16::from(round_to_int8(x, inverse)) as u16))
-                    });
-                }
-                Unit::ByteQuad | Unit::SignedQuad => {
-                    let (inverse, back) = int8_scales(largest_magnitude(x));
-                    scale.scale = back;
-                    if unit == Unit::ByteQuad {
-                        // The weights are raised by 128, so the sums are larger by 128 times the sum of the row.
-                        let sum: i32 = x.iter().map(|&x| i32::from(round_to_int8(x, inverse))).sum();
-                        scale.excess = sum.wrapping_mul(128);
-                    }
-                    pack_row(x, blocks, |x: [f32; 4]| {
-                        u32::from_le_bytes(x.map(|x| round_to_int8(x, inverse) as u8))
-                    });
-                }
-            }
-        }
-    }
-}
-
-/// Writes a row in blocks of units, as much of the last one as there is.
-#[inline(always)]
-fn pack_row<'a, const G: usize>(
-    x: &[f32],
-    mut blocks: impl Iterator<Item = &'a mut [u32]>,
-    convert: impl Fn([f32; G]) -> u32,
-) {
-    let (whole, rest) = x.as_chunks::<G>();
-    let (whole, few) = whole.as_chunks::<BLOCK>();
-    for (whole, block) in whole.iter().zip(&mut blocks) {
-        for (unit, &x) in block.iter_mut().zip(whole) {
-            *unit = convert(x);
-        }
-    }
-    if let Some(block) = blocks.next() {
-        let mut last = [0.0; G];
-        last[..rest.len()].copy_from_slice(rest);
-        let rest = (!rest.is_empty()).then_some(&last);
-        for (unit, &x) in block.iter_mut().zip(few.iter().chain(rest)) {
-            *unit = convert(x);
-        }
-    }
-}
-
 /// A part of a product: some strips times some panels.
 #[derive(Debug, Clone)]
 struct Job {
@@ -542,6 +426,7 @@ impl Jobs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{precision::round_to_bf16, tile::Unit};
 
     #[test]
     fn a_weight_is_packed_alike_whichever_way_it_lies() {
