@@ -74,6 +74,20 @@ fn gelu(rows: usize, inputs: usize, outputs: usize) -> Case<'static> {
     }
 }
 
+/// As training does with every weight it multiplies by.
+fn packing(inputs: usize, outputs: usize, precision: Precision) -> Case<'static> {
+    let weight = numbers(inputs * outputs, 7);
+    Case {
+        name: format!("packing {inputs}×{outputs} {precision}"),
+        operations: 0.0,
+        bytes: 4e-9 * weight.len() as f64,
+        run: Box::new(move || {
+            black_box(Packed::new(black_box(&weight), outputs, inputs, precision));
+        }),
+        times: Vec::new(),
+    }
+}
+
 /// What the epilogue reads and writes comes from memory, as in a network, where other layers have filled the caches
 /// since.
 fn from_memory(
@@ -162,6 +176,9 @@ fn main() {
         for precision in Precision::ALL {
             cases.push(product(rows, inputs, outputs, precision));
         }
+    }
+    for precision in Precision::ALL {
+        cases.push(packing(1024, 1024, precision));
     }
     cases.push(gelu(1025, 1024, 4096));
     cases.push(from_memory(

@@ -181,7 +181,8 @@ impl Rows<'_> {
 
 vectorised! {
     /// Finds the largest magnitude of each row, and packs all of them as a panel, every word of which is written. Rows
-    /// are read twice, the second time from a cache.
+    /// are read twice, the second time from a cache: also where nobody needs magnitudes, as reading row by row is so much
+    /// quicker than piece by piece that without it packing takes up to seven tenths longer.
     fn pack_panel(
         rows: Rows<'_>,
         form: Form,
