@@ -180,9 +180,20 @@ impl Shared {
             } else if let Some(values) = values.as_array::<BLOCK>() {
                 place.cast::<[f32; BLOCK]>().write(*values);
             } else {
-                place.copy_from_nonoverlapping(values.as_ptr(), values.len());
+                Self::write_few(place, values);
             }
         }
+    }
+
+    /// Apart, or the compiler makes one call of all three ways to copy.
+    ///
+    /// # Safety
+    /// As many numbers fit there, and they are the caller's to write.
+    #[cold]
+    #[inline(never)]
+    unsafe fn write_few(place: *mut f32, values: &[f32]) {
+        // SAFETY: by the caller's word.
+        unsafe { place.copy_from_nonoverlapping(values.as_ptr(), values.len()) }
     }
 }
 
