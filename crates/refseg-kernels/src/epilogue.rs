@@ -86,17 +86,19 @@ pub(crate) enum Sums<'a> {
     Whole {
         /// Of each row of the tile.
         rows: &'a [RowScale],
-        /// Of each column of the tile.
-        columns: &'a [f32],
+        /// Of each column of the tile, its scale.
+        scales: &'a [f32],
+        /// Of each column of the tile, the sum of its weights.
+        weights: &'a [i32],
     },
 }
 
-/// How sums of a row of whole numbers become f32.
+/// What the whole numbers `n` of a row are: `scale · (zero + n)`.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct RowScale {
     pub(crate) scale: f32,
-    /// What the sums are too large by.
-    pub(crate) excess: i32,
+    /// What a zero of them stands for.
+    pub(crate) zero: i32,
 }
 
 /// Where a tile stands in the product.
@@ -217,17 +219,27 @@ vectorised! {
             let scale = epilogue.scale.map(|scale| part(scale, column, width));
             let whole = match kind {
                 Sums::Floats => None,
-                Sums::Whole { rows, columns } => Some((rows, part(columns, first, width))),
+                Sums::Whole {
+                    rows,
+                    scales,
+                    weights,
+                } => Some((
+                    rows,
+                    part(scales, first, width),
+                    part(weights, first, width),
+                )),
             };
             // By index: iterators that step cost a division.
             for row in 0..place.rows {
                 let sums = &blocks[first / BLOCK * place.rows + row];
                 let start = (place.row + row) * place.outputs + column;
                 let mut values = sums.map(f32::from_bits);
-                if let Some((rows, columns)) = whole {
-                    let RowScale { scale, excess } = rows[row];
-                    for ((value, &sum), column) in values.iter_mut().zip(sums).zip(columns) {
-                        *value = (sum as i32).wrapping_sub(excess) as f32 * (scale * column);
+                if let Some((rows, scales, weights)) = whole {
+                    let RowScale { scale, zero } = rows[row];
+                    let columns = scales.iter().zip(weights);
+                    for ((value, &sum), (column, weights)) in values.iter_mut().zip(sums).zip(columns) {
+                        let sum = (sum as i32).wrapping_add(zero.wrapping_mul(weights));
+                        *value = sum as f32 * (scale * column);
                     }
                 }
                 if let Some(bias) = bias {
@@ -261,12 +273,12 @@ vectorised! {
 
 /// `width` numbers from `start` on, filled up with zeros.
 #[inline(always)]
-fn part(numbers: &[f32], start: usize, width: usize) -> [f32; BLOCK] {
+fn part<T: Copy + Default>(numbers: &[T], start: usize, width: usize) -> [T; BLOCK] {
     let numbers = &numbers[start..start + width];
     match numbers.as_array() {
         Some(numbers) => *numbers,
         None => {
-            let mut part = [0.0; BLOCK];
+            let mut part = [T::default(); BLOCK];
             part[..width].copy_from_slice(numbers);
             part
         }

@@ -10,7 +10,7 @@ use crate::{
     instruction_set::vectorised,
     memory::{Aligned, bytes},
     numbers::{NonFinite, Numbers},
-    packing::{Form, pack, pack_transposed, pair},
+    packing::{Form, pack, pack_transposed, pair, whole_sums},
     precision::{int8_scales, widen_bf16},
     strips::Strips,
     tile::{Ahead, Product, Tile},
@@ -26,6 +26,8 @@ pub struct Packed {
     panels: Panels,
     /// Of each output, for whole numbers: what they are multiplied by.
     scales: Vec<f32>,
+    /// Of each output, for whole numbers: what they come to.
+    sums: Vec<i32>,
 }
 
 /// Panels one after the other, the last one filled up with zeros.
@@ -40,8 +42,8 @@ enum Panels {
 }
 
 /// The most inputs of a weight in whole numbers: sums are kept in 32 bits, and wrap around on the way, but what they
-/// come to must fit: `inputs · 127² < 2³¹`.
-const MOST_INT8_INPUTS: usize = (i32::MAX / (127 * 127)) as usize;
+/// come to must fit: `inputs · 254 · 127 < 2³¹`.
+const MOST_INT8_INPUTS: usize = (i32::MAX / (254 * 127)) as usize;
 
 /// Steps that are summed before the next panel's: a slab of a panel stays in the nearest cache meanwhile.
 const SLAB: usize = 64;
@@ -50,7 +52,7 @@ impl Packed {
     /// Packs a weight for [`InstructionSet::current`].
     ///
     /// # Panics
-    /// If `weight` is not of `outputs · inputs` numbers, or if it is to be [`Precision::Int8`] and has over 133,000
+    /// If `weight` is not of `outputs · inputs` numbers, or if it is to be [`Precision::Int8`] and has over 66,000
     /// inputs.
     pub fn new(weight: &[f32], outputs: usize, inputs: usize, precision: Precision) -> Self {
         Self::for_set(
@@ -141,12 +143,14 @@ impl Packed {
             inputs,
             precision,
             tile,
+            sums: match precision {
+                Precision::Int8 => whole_sums(&words, [outputs, inputs], form, tile),
+                Precision::F32 | Precision::Bf16 => Vec::new(),
+            },
             panels: match form {
                 Form::Bf16 => Panels::Bf16(words.cast()),
                 Form::BytePair => Panels::Int8(words.cast()),
-                Form::Float | Form::Bf16Pair | Form::RaisedQuad | Form::SignedQuad => {
-                    Panels::Units(words)
-                }
+                Form::Float | Form::Bf16Pair | Form::Quad => Panels::Units(words),
             },
             scales: match precision {
                 Precision::Int8 => largest.iter().map(scale).collect(),
@@ -183,7 +187,7 @@ impl Packed {
             Panels::Bf16(numbers) => size_of_val::<[_]>(numbers),
             Panels::Int8(numbers) => size_of_val::<[_]>(numbers),
         };
-        panels + size_of_val::<[_]>(&self.scales)
+        panels + size_of_val::<[_]>(&self.scales) + size_of_val::<[_]>(&self.sums)
     }
 
     /// `x · Wᵀ`, then the epilogue.
@@ -290,7 +294,8 @@ impl Packed {
                         let kind = match self.precision {
                             Precision::Int8 => Sums::Whole {
                                 rows: strips.scales(strip),
-                                columns: &self.scales[column..],
+                                scales: &self.scales[column..],
+                                weights: &self.sums[column..],
                             },
                             Precision::F32 | Precision::Bf16 => Sums::Floats,
                         };
@@ -441,7 +446,7 @@ mod tests {
                     let tile = Tile::available(precision, set);
                     let parts = |(packed, _): (Packed, bool)| {
                         let panels = packed.stored(0, 0, packed.panel_count() * packed.steps());
-                        (panels.to_vec(), packed.scales)
+                        (panels.to_vec(), packed.scales, packed.sums)
                     };
                     let by_output = Numbers::Floats(&by_output);
                     assert_eq!(

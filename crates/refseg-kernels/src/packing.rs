@@ -2,6 +2,8 @@
 
 use std::{mem::MaybeUninit, ops::Range};
 
+use rayon::prelude::*;
+
 use crate::{
     Numbers, Precision,
     instruction_set::vectorised,
@@ -20,10 +22,8 @@ pub(crate) enum Form {
     Bf16Pair,
     /// A bf16 of each of two outputs.
     Bf16,
-    /// Four bytes of one output, raised by 128.
-    RaisedQuad,
     /// Four bytes of one output.
-    SignedQuad,
+    Quad,
     /// Two bytes of each of two outputs.
     BytePair,
 }
@@ -41,8 +41,7 @@ impl Form {
             (Precision::F32, _) => Self::Float,
             (Precision::Bf16, Unit::Bf16Pair) => Self::Bf16Pair,
             (Precision::Bf16, _) => Self::Bf16,
-            (Precision::Int8, Unit::ByteQuad) => Self::RaisedQuad,
-            (Precision::Int8, Unit::SignedQuad) => Self::SignedQuad,
+            (Precision::Int8, Unit::ByteQuad | Unit::SignedQuad) => Self::Quad,
             (Precision::Int8, _) => Self::BytePair,
         }
     }
@@ -53,7 +52,7 @@ impl Form {
         match self {
             Self::Float | Self::Bf16 => 1,
             Self::Bf16Pair | Self::BytePair => 2,
-            Self::RaisedQuad | Self::SignedQuad => 4,
+            Self::Quad => 4,
         }
     }
 
@@ -62,7 +61,7 @@ impl Form {
     fn outputs(self) -> usize {
         match self {
             Self::Bf16 | Self::BytePair => 2,
-            Self::Float | Self::Bf16Pair | Self::RaisedQuad | Self::SignedQuad => 1,
+            Self::Float | Self::Bf16Pair | Self::Quad => 1,
         }
     }
 }
@@ -219,11 +218,10 @@ vectorised! {
                             &converted(&piece, round_to_bf16),
                             &converted(&other, round_to_bf16),
                         ),
-                        Form::RaisedQuad => quads(&bytes(&piece, inverse(first), 0x80)),
-                        Form::SignedQuad => quads(&bytes(&piece, inverse(first), 0)),
+                        Form::Quad => quads(&bytes(&piece, inverse(first))),
                         Form::BytePair => interleaved(
-                            &halves(&bytes(&piece, inverse(first), 0)),
-                            &halves(&bytes(&other, inverse(first + 1), 0)),
+                            &halves(&bytes(&piece, inverse(first))),
+                            &halves(&bytes(&other, inverse(first + 1))),
                         ),
                     };
                 }
@@ -232,6 +230,47 @@ vectorised! {
                     for (place, words) in places.iter_mut().zip(&words) {
                         place.write(words[step]);
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Of each output of panels in whole numbers, their sum.
+pub(crate) fn whole_sums(
+    panels: &[u32],
+    [outputs, inputs]: [usize; 2],
+    form: Form,
+    tile: Tile,
+) -> Vec<i32> {
+    let across = tile.columns() / form.outputs();
+    let panel = inputs.div_ceil(form.inputs()).max(1) * across;
+    let sums = panels.par_chunks(panel).map(|panel| {
+        let mut sums = vec![0; tile.columns()];
+        sum_panel(tile.set, panel, form, &mut sums);
+        sums
+    });
+    let mut sums = sums.collect::<Vec<_>>().concat();
+    // The last panel is filled up, and there is none if nothing goes in.
+    sums.resize(outputs, 0);
+    sums
+}
+
+vectorised! {
+    fn sum_panel(panel: &[u32], form: Form, sums: &mut [i32]) {
+        let bytes = |word: u32| word.to_le_bytes().map(|byte| i32::from(byte as i8));
+        for words in panel.chunks_exact(sums.len() / form.outputs()) {
+            if form.outputs() == 1 {
+                for (sum, &word) in sums.iter_mut().zip(words) {
+                    let [a, b, c, d] = bytes(word);
+                    *sum += a + b + c + d;
+                }
+            } else {
+                for (sums, &word) in sums.as_chunks_mut().0.iter_mut().zip(words) {
+                    let [first, second]: &mut [i32; 2] = sums;
+                    let [a, b, c, d] = bytes(word);
+                    *first += a + b;
+                    *second += c + d;
                 }
             }
         }
@@ -249,7 +288,7 @@ vectorised! {
         panel: &mut [MaybeUninit<u32>],
     ) -> Vec<f32> {
         let mut largest = vec![0f32; range.len()];
-        if matches!(form, Form::RaisedQuad | Form::SignedQuad | Form::BytePair) {
+        if matches!(form, Form::Quad | Form::BytePair) {
             for row in weight.chunks_exact(outputs) {
                 for (largest, x) in largest.iter_mut().zip(&row[range.clone()]) {
                     // As their bits, which lose no NaN.
@@ -272,9 +311,7 @@ vectorised! {
                     Form::Float => x[0][i].to_bits(),
                     Form::Bf16Pair => pair([x[0][i], x[1][i]].map(round_to_bf16)),
                     Form::Bf16 => pair([x[0][2 * i], x[0][2 * i + 1]].map(round_to_bf16)),
-                    Form::RaisedQuad if i >= range.len() => 0,
-                    Form::RaisedQuad => u32::from_le_bytes(x.map(|x| byte(x[i], i) ^ 0x80)),
-                    Form::SignedQuad => u32::from_le_bytes(x.map(|x| byte(x[i], i))),
+                    Form::Quad => u32::from_le_bytes(x.map(|x| byte(x[i], i))),
                     Form::BytePair => u32::from_le_bytes(
                         [(0, 2 * i), (1, 2 * i), (0, 2 * i + 1), (1, 2 * i + 1)]
                             .map(|(input, column)| byte(x[input][column], column)),
@@ -297,10 +334,9 @@ fn converted<T: Copy + Default, const N: usize>(
     converted
 }
 
-/// Whole numbers, with some bits of each turned.
 #[inline(always)]
-fn bytes<const N: usize>(piece: &Piece, inverse: f32, turned: u8) -> [u8; N] {
-    converted(piece, |x| round_to_int8(x, inverse) as u8 ^ turned)
+fn bytes<const N: usize>(piece: &Piece, inverse: f32) -> [u8; N] {
+    converted(piece, |x| round_to_int8(x, inverse) as u8)
 }
 
 #[inline(always)]
@@ -409,17 +445,15 @@ mod tests {
                             true => weight[output * inputs + input],
                             false => 0.0,
                         };
-                        let byte = |turned| match output < outputs {
-                            true => round_to_int8(x, inverse[output]) as u8 ^ turned,
-                            false => 0,
-                        };
                         match form {
                             Form::Float => packed.extend(x.to_le_bytes()),
                             Form::Bf16 | Form::Bf16Pair => {
                                 packed.extend(round_to_bf16(x).to_le_bytes());
                             }
-                            Form::RaisedQuad => packed.push(byte(0x80)),
-                            Form::SignedQuad | Form::BytePair => packed.push(byte(0)),
+                            Form::Quad | Form::BytePair => packed.push(match output < outputs {
+                                true => round_to_int8(x, inverse[output]) as u8,
+                                false => 0,
+                            }),
                         }
                     }
                 }
@@ -446,8 +480,7 @@ mod tests {
                         Form::Float,
                         Form::Bf16Pair,
                         Form::Bf16,
-                        Form::RaisedQuad,
-                        Form::SignedQuad,
+                        Form::Quad,
                         Form::BytePair,
                     ] {
                         let unit = Unit::Float;

@@ -15,9 +15,9 @@ pub enum Precision {
     Bf16,
     /// Whole numbers from −127 to 127 and one scale for each output: 1 byte a weight.
     ///
-    /// Activations are rounded likewise, with one scale for each row. A row that holds NaN or an infinity has no such
-    /// scale, and gives a row of NaN; so does an output with such a weight. A row whose largest magnitude is below
-    /// 1e-36 counts as zeros.
+    /// Activations are rounded to 254 steps from the smallest number of a row, or zero, to its largest, or zero, and zero
+    /// to zero. A row that holds NaN or an infinity has no such steps, and gives a row of NaN; so does an output with
+    /// such a weight. A row whose largest magnitude is below 1e-36 may count as zeros.
     Int8,
 }
 

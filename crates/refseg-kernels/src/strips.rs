@@ -8,7 +8,7 @@ use crate::{
     memory::Aligned,
     numbers::each,
     packing::pair,
-    precision::{int8_scales, largest_magnitude, round_to_bf16, round_to_int8},
+    precision::{int8_scales, round_to_bf16},
     tile::{BLOCK, Tile, Unit},
 };
 
@@ -109,9 +109,9 @@ vectorised! {
                     }
                 }
                 Unit::ShortPair => {
-                    let (inverse, back) = int8_scales(largest_magnitude(x));
-                    scales[row].scale = back;
-                    let short = |x| i16::from(round_to_int8(x, inverse)) as u16;
+                    let (rounding, scale) = Rounding::of(x);
+                    scales[row] = scale;
+                    let short = |x| u16::from(rounding.byte(x));
                     let parts = Parts::<{ 2 * BLOCK }>::of(x);
                     for index in 0..count {
                         let shorts: [_; 2 * BLOCK] = converted(parts.get(index), short);
@@ -119,23 +119,18 @@ vectorised! {
                     }
                 }
                 Unit::ByteQuad | Unit::SignedQuad => {
-                    let (inverse, back) = int8_scales(largest_magnitude(x));
-                    scales[row].scale = back;
-                    let mut sums = [0; BLOCK];
+                    let (rounding, mut scale) = Rounding::of(x);
+                    let mut turned = 0;
+                    if unit == Unit::SignedQuad {
+                        turned = 0x80;
+                        scale.zero += 128;
+                    }
+                    scales[row] = scale;
                     let parts = Parts::<{ 4 * BLOCK }>::of(x);
                     for index in 0..count {
                         let bytes: [_; 4 * BLOCK] =
-                            converted(parts.get(index), |x| round_to_int8(x, inverse) as u8);
-                        for bytes in bytes.as_chunks::<BLOCK>().0 {
-                            for (sum, &byte) in sums.iter_mut().zip(bytes) {
-                                *sum += i32::from(byte as i8);
-                            }
-                        }
+                            converted(parts.get(index), |x| rounding.byte(x) ^ turned);
                         write(index, converted(bytes.as_chunks().0, u32::from_le_bytes));
-                    }
-                    if unit == Unit::ByteQuad {
-                        // The weights are raised by 128, so the sums are larger by 128 times the sum of the row.
-                        scales[row].excess = sums.iter().sum::<i32>().wrapping_mul(128);
                     }
                 }
             }
@@ -163,6 +158,62 @@ impl<'a, const N: usize> Parts<'a, N> {
     fn get(&self, index: usize) -> &[f32; N] {
         self.whole.get(index).unwrap_or(&self.last)
     }
+}
+
+/// What turns the numbers of a row into whole numbers from 0 to 255.
+#[derive(Clone, Copy)]
+struct Rounding {
+    inverse: f32,
+    round: f32,
+}
+
+impl Rounding {
+    /// And what turns those back. The steps are the 254th part from the smallest number to the largest one, zero being
+    /// one of them: it stays what it is. They are NaN if one of the numbers is NaN or infinite.
+    #[inline(always)]
+    fn of(x: &[f32]) -> (Self, RowScale) {
+        /// Adding this rounds to a whole number and leaves it in the low bits: 1.5 · 2²³.
+        const ROUND: f32 = 12_582_912.0;
+        let [lowest, highest] = limits(x);
+        let (inverse, scale) = int8_scales(0.5 * highest - 0.5 * lowest);
+        // Of the smallest number: it becomes 0, and the largest one 254, or 255 if both are rounded up.
+        let zero = (lowest * inverse + ROUND) - ROUND;
+        let rounding = Self {
+            inverse,
+            round: ROUND - zero,
+        };
+        let zero = zero as i32;
+        (rounding, RowScale { scale, zero })
+    }
+
+    /// The nearest whole number, ties to even.
+    #[inline(always)]
+    fn byte(self, x: f32) -> u8 {
+        (x * self.inverse + self.round).to_bits() as u8
+    }
+}
+
+/// The smallest and the largest of some numbers and zero; one of them is NaN if one of the numbers is.
+#[inline(always)]
+fn limits(x: &[f32]) -> [f32; 2] {
+    const LANES: usize = 64;
+    // As bits of whole numbers, which compare faster and lose no NaN. With their signs, numbers from zero on come behind
+    // all others, in their order; without one, those below zero do, the smallest one last.
+    let (mut lowest, mut highest) = ([0u32; LANES], [0i32; LANES]);
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lowest[i] = lowest[i].max(chunk[i].to_bits());
+            highest[i] = highest[i].max(chunk[i].to_bits() as i32);
+        }
+    }
+    for (i, x) in rest.iter().enumerate() {
+        lowest[i] = lowest[i].max(x.to_bits());
+        highest[i] = highest[i].max(x.to_bits() as i32);
+    }
+    let lowest = f32::from_bits(lowest.into_iter().max().unwrap_or(0));
+    let highest = f32::from_bits(highest.into_iter().max().unwrap_or(0) as u32);
+    [if lowest > 0.0 { 0.0 } else { lowest }, highest]
 }
 
 /// As many numbers, converted: in a loop of their own, which the compiler vectorises.

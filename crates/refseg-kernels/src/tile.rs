@@ -29,8 +29,8 @@ pub(crate) enum Unit {
     Bf16Pair,
     /// Two 16-bit whole numbers, summed in 32 bits.
     ShortPair,
-    /// Four 8-bit whole numbers, summed in 32 bits: those of the panel raised by 128, those of the strip signed. With
-    /// VNNI only.
+    /// Four 8-bit whole numbers, summed in 32 bits: those of the panel signed, those of the strip unsigned. With VNNI
+    /// only.
     ByteQuad,
     /// Four 8-bit whole numbers, all signed, summed in 32 bits. With DotProd and I8MM only.
     SignedQuad,

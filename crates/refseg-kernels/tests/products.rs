@@ -57,7 +57,8 @@ struct Row {
     numbers: Vec<f64>,
     /// The sum of magnitudes.
     size: f64,
-    /// Of whole numbers up to 127.
+    /// The step of its whole numbers: the 254th part of what lies between the smallest number and the largest one, zero
+    /// among them; of weights, these are as far from zero on both sides as the farthest of them.
     scale: f64,
 }
 
@@ -69,20 +70,29 @@ fn rounded(
     precision: Precision,
     set: InstructionSet,
 ) -> [Vec<Row>; 2] {
+    let row = |numbers: &[f32], round: fn(f32) -> f64| {
+        let numbers: Vec<_> = numbers.iter().map(|&x| round(x)).collect();
+        let range = [f64::min, f64::max].map(|limit| numbers.iter().copied().fold(0.0, limit));
+        Row {
+            size: numbers.iter().map(|x| x.abs()).sum(),
+            scale: (range[1] - range[0]) / 254.0,
+            numbers,
+        }
+    };
     let rows = |numbers: &[f32], round: fn(f32) -> f64| {
-        let row = |numbers: &[f32]| {
-            let numbers: Vec<_> = numbers.iter().map(|&x| round(x)).collect();
-            let magnitudes = || numbers.iter().map(|x| x.abs());
-            Row {
-                size: magnitudes().sum(),
-                scale: magnitudes().fold(0.0, f64::max) / 127.0,
-                numbers,
-            }
-        };
-        numbers.chunks_exact(inputs).map(row).collect()
+        let rows = numbers.chunks_exact(inputs);
+        rows.map(|numbers| row(numbers, round)).collect()
+    };
+    let weights = |numbers: &[f32]| {
+        let mut rows: Vec<Row> = rows(numbers, f64::from);
+        for Row { numbers, scale, .. } in &mut rows {
+            *scale = numbers.iter().fold(0.0, |largest, x| x.abs().max(largest)) / 127.0;
+        }
+        rows
     };
     match precision {
-        Precision::F32 | Precision::Int8 => [rows(x, f64::from), rows(w, f64::from)],
+        Precision::F32 => [rows(x, f64::from), rows(w, f64::from)],
+        Precision::Int8 => [rows(x, f64::from), weights(w)],
         Precision::Bf16 if multiplies_bf16(set) => [rows(x, to_bf16), rows(w, to_bf16)],
         Precision::Bf16 => [rows(x, f64::from), rows(w, to_bf16)],
     }
@@ -109,8 +119,8 @@ fn expected(x: &Row, w: &Row, precision: Precision, set: InstructionSet) -> Expe
     let (step, least) = (f64::from(f32::from_bits(1)), f64::from(f32::MIN_POSITIVE));
     let gap = match precision {
         Precision::Int8 => {
-            // A scale is itself rounded, which moves the largest whole number by 127 roundings.
-            let half = 0.5 * (1.0 + 512.0 * UNIT);
+            // A scale is itself rounded, twice, which moves the largest whole number by 2·254 roundings.
+            let half = 0.5 * (1.0 + 1024.0 * UNIT);
             let steps = half * (x.scale * w.size + w.scale * x.size + half * k * x.scale * w.scale);
             steps + 8.0 * UNIT * (size + steps) + 127.0 * 127.0 * k * step
         }
@@ -246,8 +256,8 @@ fn subnormal_numbers_are_kept_or_count_as_zeros() {
 fn whole_numbers_at_their_limits_are_summed_exactly() {
     // Each sum is the largest there is, of either sign, and far beyond 16 bits.
     limits([15, 4097, 37]);
-    // With weights raised by 128, sums on the way go beyond 32 bits, and must come back.
-    limits([1, 70_000, 3]);
+    // As large as they may be.
+    limits([1, 66_500, 3]);
 }
 
 fn limits([rows, inputs, outputs]: [usize; 3]) {
@@ -291,6 +301,59 @@ fn whole_numbers_give_the_same_bits_by_every_instruction_set() {
         for set in sets() {
             assert_eq!(product(set), plain, "{set}, {rows}×{inputs}×{outputs}");
         }
+    }
+}
+
+/// As they come out of activations: rows of few signs are rounded in as many steps as others.
+#[test]
+fn activations_of_one_sign_are_rounded_in_all_steps() {
+    let size = [11, 70, 35];
+    let [rows, inputs, outputs] = size;
+    let mut random = Random::new(10);
+    let (x, w) = (
+        random.numbers(rows * inputs),
+        random.numbers(outputs * inputs),
+    );
+    let maps = [
+        ("from zero on", f32::abs as fn(f32) -> f32),
+        ("up to zero", |x| -x.abs()),
+        ("from -0.17 on", |x| x.max(-0.17)),
+        ("far from zero", |x| x + 100.0),
+        ("all the same", |_| -0.3),
+    ];
+    for (what, map) in maps {
+        let x: Vec<_> = x.iter().map(|&x| map(x)).collect();
+        check(&x, &w, size, what);
+    }
+}
+
+/// Whatever else is in their row: padding leaves nothing behind.
+#[test]
+fn zeros_among_other_activations_stay_zeros() {
+    let [rows, inputs, outputs] = [7, 69, 37];
+    let mut random = Random::new(11);
+    let (mut x, mut w) = (
+        random.numbers(rows * inputs),
+        random.numbers(outputs * inputs),
+    );
+    for (index, x) in x.iter_mut().enumerate() {
+        *x = if index % inputs % 3 == 0 {
+            0.0
+        } else {
+            *x + 0.7
+        };
+    }
+    for (index, w) in w.iter_mut().enumerate() {
+        *w = if index % inputs % 3 == 0 { *w } else { 0.0 };
+    }
+    for set in sets() {
+        let mut out = vec![f32::NAN; rows * outputs];
+        Packed::for_set(&w, outputs, inputs, Precision::Int8, set).multiply(
+            &x,
+            &Epilogue::default(),
+            &mut out,
+        );
+        assert!(out.iter().all(|&out| out == 0.0), "{set}");
     }
 }
 
@@ -549,7 +612,7 @@ fn a_packed_weight_is_as_small_as_its_precision() {
                 set,
             );
             let scales = if precision == Precision::Int8 {
-                4 * outputs
+                8 * outputs
             } else {
                 0
             };

@@ -98,7 +98,7 @@ fn bf16_pairs(sum: u32, x: u32, weight: u32) -> u32 {
 fn byte_quads(sum: u32, x: u32, weight: u32) -> u32 {
     let pairs = x.to_le_bytes().into_iter().zip(weight.to_le_bytes());
     let products: i32 = pairs
-        .map(|(x, weight)| i32::from(x as i8) * i32::from(weight))
+        .map(|(x, weight)| i32::from(x) * i32::from(weight as i8))
         .sum();
     sum.wrapping_add(products as u32)
 }

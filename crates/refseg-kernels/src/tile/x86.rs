@@ -149,7 +149,7 @@ kernels! {
     /// without saturating, and wraps around as `wrapping_add` does.
     byte_quads_512, "avx512f,avx512vnni", 4 __m512i,
     _mm512_loadu_epi32, _mm512_storeu_epi32, _mm512_set1_epi32,
-    |sum, x, weights| _mm512_dpbusd_epi32(sum, weights, x)
+    |sum, x, weights| _mm512_dpbusd_epi32(sum, x, weights)
 }
 
 kernels! {
