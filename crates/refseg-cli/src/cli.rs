@@ -110,6 +110,7 @@ pub(crate) enum Device {
 pub(crate) enum Precision {
     F32,
     Bf16,
+    Int16,
     Int8,
     Auto,
 }

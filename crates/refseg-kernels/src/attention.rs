@@ -7,13 +7,13 @@ use std::ops::Range;
 
 use panels::{Keys, Values};
 use rayon::prelude::*;
-use softmax::{Running, add, look, pack_queries, settle, weigh, write_mean};
+use softmax::{Running, look, pack_queries, settle, weigh, write_mean};
 
 use crate::{
     InstructionSet, Precision,
-    epilogue::Shared,
+    epilogue::{RowScale, Shared, add_whole},
     memory::Aligned,
-    tile::{Ahead, BLOCK, Product, Tile, Unit},
+    tile::{Ahead, BLOCK, Product, SLAB, Tile, Unit},
 };
 
 /// Sizes of an attention.
@@ -138,9 +138,6 @@ fn attention_of_units(
 
 /// Keys that are attended to at a time: their panels, and the scores of a job, stay in the second cache.
 const CHUNK: usize = 1024;
-
-/// Steps of values that are summed before the next strip's: they stay in the first cache.
-const SLAB: usize = 64;
 
 /// Strips of a job, which share what they read of keys and values.
 const STRIPS: usize = 4;
@@ -350,7 +347,11 @@ impl Attention<'_> {
                         };
                         if whole {
                             tile.accumulate(product, &mut scratch.whole);
-                            add(set, &scratch.whole, fresh, &running[rows], sums);
+                            let mut shares = [RowScale::default(); MOST_ROWS];
+                            for (share, running) in shares.iter_mut().zip(&running[rows.clone()]) {
+                                share.scale = running.share;
+                            }
+                            add_whole(set, &scratch.whole, &shares[..rows.len()], fresh, sums);
                         } else {
                             tile.accumulate(product, sums);
                         }

@@ -82,6 +82,8 @@ impl<'a> Epilogue<'a> {
 pub(crate) enum Sums<'a> {
     /// They are.
     Floats,
+    /// They are, up to a factor for each column of the tile.
+    Scaled(&'a [f32]),
     /// They are whole numbers.
     Whole {
         /// Of each row of the tile.
@@ -200,6 +202,26 @@ impl Shared {
 }
 
 vectorised! {
+    /// Adds a tile's sums of whole numbers to sums that are f32, or makes them those.
+    pub(crate) fn add_whole(whole: &[u32], rows: &[RowScale], fresh: bool, sums: &mut [u32]) {
+        let (whole, _) = whole.as_chunks::<BLOCK>();
+        let (sums, _) = sums.as_chunks_mut::<BLOCK>();
+        let mut index = 0;
+        while index + rows.len() <= sums.len() && !rows.is_empty() {
+            for RowScale { scale, .. } in rows {
+                let block = &mut sums[index];
+                let mut values = if fresh { [0.0; BLOCK] } else { block.map(f32::from_bits) };
+                for (value, &whole) in values.iter_mut().zip(&whole[index]) {
+                    *value += whole as i32 as f32 * scale;
+                }
+                *block = values.map(f32::to_bits);
+                index += 1;
+            }
+        }
+    }
+}
+
+vectorised! {
     /// Writes a tile, whose sums lie as a strip, to its place in `out`.
     ///
     /// Only the tile's own part of `out` is touched; the caller hands each tile to one thread.
@@ -218,7 +240,7 @@ vectorised! {
             let bias = epilogue.bias.map(|bias| part(bias, column, width));
             let scale = epilogue.scale.map(|scale| part(scale, column, width));
             let whole = match kind {
-                Sums::Floats => None,
+                Sums::Floats | Sums::Scaled(_) => None,
                 Sums::Whole {
                     rows,
                     scales,
@@ -229,11 +251,20 @@ vectorised! {
                     part(weights, first, width),
                 )),
             };
+            let scales = match kind {
+                Sums::Scaled(scales) => Some(part(scales, first, width)),
+                Sums::Floats | Sums::Whole { .. } => None,
+            };
             // By index: iterators that step cost a division.
             for row in 0..place.rows {
                 let sums = &blocks[first / BLOCK * place.rows + row];
                 let start = (place.row + row) * place.outputs + column;
                 let mut values = sums.map(f32::from_bits);
+                if let Some(scales) = scales {
+                    for (value, column) in values.iter_mut().zip(scales) {
+                        *value *= column;
+                    }
+                }
                 if let Some((rows, scales, weights)) = whole {
                     let RowScale { scale, zero } = rows[row];
                     let columns = scales.iter().zip(weights);

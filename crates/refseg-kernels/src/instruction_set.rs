@@ -150,8 +150,16 @@ impl InstructionSet {
         match self {
             Self::Portable | Self::Avx2 | Self::Neon | Self::NeonDot => Precision::F32,
             Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 | Self::NeonMatrix => {
-                Precision::Bf16
+                self.preferred_of_two_bytes()
             }
+        }
+    }
+
+    /// The precision that is fastest of those that take two bytes a weight.
+    pub fn preferred_of_two_bytes(self) -> Precision {
+        match self {
+            Self::Avx512Vnni => Precision::Int16,
+            _ => Precision::Bf16,
         }
     }
 
@@ -168,6 +176,13 @@ impl InstructionSet {
             (Precision::Bf16, Self::Avx512Bf16) => "pairs of bf16, AVX512-BF16",
             (Precision::Bf16, Self::Neon | Self::NeonDot) => "widened to f32, NEON",
             (Precision::Bf16, Self::NeonMatrix) => "matrices of bf16, NEON with BF16",
+            (Precision::Int16, Self::Portable) => "pairs of 16 bits, as the compiler vectorises it",
+            (Precision::Int16, Self::Avx2) => "pairs of 16 bits, AVX2",
+            (Precision::Int16, Self::Avx512) => "pairs of 16 bits, AVX-512",
+            (Precision::Int16, Self::Avx512Vnni | Self::Avx512Bf16) => "pairs of 16 bits, VNNI",
+            (Precision::Int16, Self::Neon | Self::NeonDot | Self::NeonMatrix) => {
+                "pairs of 16 bits, NEON"
+            }
             (Precision::Int8, Self::Portable) => {
                 "widened to 16 bits, as the compiler vectorises it"
             }
@@ -181,7 +196,7 @@ impl InstructionSet {
     }
 
     /// [`InstructionSet::path`] of each precision.
-    pub fn table(self) -> [(Precision, &'static str); 3] {
+    pub fn table(self) -> [(Precision, &'static str); 4] {
         Precision::ALL.map(|precision| (precision, self.path(precision)))
     }
 }

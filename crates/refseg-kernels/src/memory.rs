@@ -39,16 +39,6 @@ pub(crate) struct Aligned<T> {
 }
 
 impl<T: Number> Aligned<T> {
-    pub(crate) fn zeros(len: usize) -> Self {
-        let mut new = Self {
-            lines: Vec::new(),
-            len: 0,
-            number: PhantomData,
-        };
-        new.resize(len);
-        new
-    }
-
     /// `len` numbers in parts of `part`, each written by one thread of the pool, which so is the first to touch it; and
     /// what the parts give, in their order.
     ///

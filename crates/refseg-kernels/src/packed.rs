@@ -6,14 +6,14 @@ use rayon::prelude::*;
 
 use crate::{
     Epilogue, InstructionSet, Precision,
-    epilogue::{Place, Shared, Sums, finish},
+    epilogue::{Place, Shared, Sums, add_whole, finish},
     instruction_set::vectorised,
     memory::{Aligned, bytes},
     numbers::{NonFinite, Numbers},
     packing::{Form, pack, pack_transposed, pair, whole_sums},
-    precision::{int8_scales, widen_bf16},
+    precision::{whole_scales, widen_bf16},
     strips::Strips,
-    tile::{Ahead, Product, Tile},
+    tile::{Ahead, Product, SLAB, Tile},
 };
 
 /// A weight `(outputs, inputs)`, packed for one instruction set.
@@ -44,9 +44,6 @@ enum Panels {
 /// The most inputs of a weight in whole numbers: sums are kept in 32 bits, and wrap around on the way, but what they
 /// come to must fit: `inputs · 254 · 127 < 2³¹`.
 const MOST_INT8_INPUTS: usize = (i32::MAX / (254 * 127)) as usize;
-
-/// Steps that are summed before the next panel's: a slab of a panel stays in the nearest cache meanwhile.
-const SLAB: usize = 64;
 
 impl Packed {
     /// Packs a weight for [`InstructionSet::current`].
@@ -137,7 +134,12 @@ impl Packed {
         }
         let form = Form::of(precision, tile.unit);
         let (words, largest) = pack(form);
-        let scale = |&largest: &f32| int8_scales(largest).1;
+        let scales = |most| {
+            largest
+                .iter()
+                .map(move |&x| whole_scales(x, most).1)
+                .collect()
+        };
         let packed = Self {
             outputs,
             inputs,
@@ -145,17 +147,14 @@ impl Packed {
             tile,
             sums: match precision {
                 Precision::Int8 => whole_sums(&words, [outputs, inputs], form, tile),
-                Precision::F32 | Precision::Bf16 => Vec::new(),
+                Precision::F32 | Precision::Bf16 | Precision::Int16 => Vec::new(),
             },
             panels: match form {
                 Form::Bf16 => Panels::Bf16(words.cast()),
                 Form::BytePair => Panels::Int8(words.cast()),
-                Form::Float | Form::Bf16Pair | Form::Quad => Panels::Units(words),
+                Form::Float | Form::Bf16Pair | Form::ShortPair | Form::Quad => Panels::Units(words),
             },
-            scales: match precision {
-                Precision::Int8 => largest.iter().map(scale).collect(),
-                Precision::F32 | Precision::Bf16 => Vec::new(),
-            },
+            scales: precision.largest_whole().map_or_else(Vec::new, scales),
         };
         (packed, largest.iter().all(|largest| largest.is_finite()))
     }
@@ -233,12 +232,13 @@ impl Packed {
         if rows == 0 || self.outputs == 0 {
             return;
         }
-        let strips = Strips::pack(self.tile, x, rows, self.inputs);
+        let strips = Strips::pack(self.tile, self.precision, x, rows, self.inputs);
         let jobs = Jobs::split(strips.count(), self.panel_count());
-        (0..jobs.count()).into_par_iter().for_each_init(
-            || (Aligned::default(), Aligned::default()),
-            |(sums, slab), job| self.run(jobs.get(job), &strips, epilogue, out, sums, slab),
-        );
+        (0..jobs.count())
+            .into_par_iter()
+            .for_each_init(Scratch::default, |scratch, job| {
+                self.run(jobs.get(job), &strips, epilogue, out, scratch);
+            });
     }
 
     fn run(
@@ -247,11 +247,14 @@ impl Packed {
         strips: &Strips,
         epilogue: &Epilogue<'_>,
         out: Shared,
-        sums: &mut Aligned<u32>,
-        slab: &mut Aligned<u32>,
+        scratch: &mut Scratch,
     ) {
+        let Scratch { sums, slab, whole } = scratch;
         let (most_rows, columns) = (self.tile.rows(), self.tile.columns());
         let tile_len = most_rows * columns;
+        // Sums of slabs that are whole numbers, which together need not fit 32 bits.
+        let by_slab = self.precision == Precision::Int16;
+        whole.resize(tile_len);
         sums.resize(job.strips.len() * job.panels.len() * tile_len);
         let steps = self.steps();
         let mut start = 0;
@@ -281,15 +284,21 @@ impl Packed {
                     if last {
                         place.fetch(epilogue, out);
                     }
+                    let fresh = start == 0;
                     let product = Product {
                         rows: rows.len(),
                         steps: len,
                         strip: strips.units(strip, start, len),
                         panel: weights,
-                        fresh: start == 0,
+                        fresh: fresh || by_slab,
                         next: ahead.next(index, strips.units(strip + 1, start, len)),
                     };
-                    self.tile.accumulate(product, sums);
+                    if by_slab {
+                        self.tile.accumulate(product, whole);
+                        add_whole(self.tile.set, whole, strips.scales(strip), fresh, sums);
+                    } else {
+                        self.tile.accumulate(product, sums);
+                    }
                     if last {
                         let kind = match self.precision {
                             Precision::Int8 => Sums::Whole {
@@ -297,6 +306,7 @@ impl Packed {
                                 scales: &self.scales[column..],
                                 weights: &self.sums[column..],
                             },
+                            Precision::Int16 => Sums::Scaled(&self.scales[column..]),
                             Precision::F32 | Precision::Bf16 => Sums::Floats,
                         };
                         finish(self.tile.set, sums, kind, epilogue, place, out);
@@ -375,6 +385,16 @@ vectorised! {
             *widened = pair([i16::from(numbers[0]) as u16, i16::from(numbers[1]) as u16]);
         }
     }
+}
+
+/// What a job works in, kept for the next one.
+#[derive(Default)]
+struct Scratch {
+    sums: Aligned<u32>,
+    /// A slab of a panel, widened.
+    slab: Aligned<u32>,
+    /// A tile's sums of a slab, in whole numbers.
+    whole: Aligned<u32>,
 }
 
 /// A part of a product: some strips times some panels.

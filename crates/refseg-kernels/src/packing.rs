@@ -9,7 +9,7 @@ use crate::{
     instruction_set::vectorised,
     memory::Aligned,
     numbers::{PIECE, each},
-    precision::{int8_scales, round_to_bf16, round_to_int8},
+    precision::{round_to_bf16, round_to_whole, whole_scales},
     tile::{MOST_COLUMNS, Tile, Unit},
 };
 
@@ -22,6 +22,8 @@ pub(crate) enum Form {
     Bf16Pair,
     /// A bf16 of each of two outputs.
     Bf16,
+    /// Two whole numbers of 16 bits of one output.
+    ShortPair,
     /// Four bytes of one output.
     Quad,
     /// Two bytes of each of two outputs.
@@ -41,6 +43,7 @@ impl Form {
             (Precision::F32, _) => Self::Float,
             (Precision::Bf16, Unit::Bf16Pair) => Self::Bf16Pair,
             (Precision::Bf16, _) => Self::Bf16,
+            (Precision::Int16, _) => Self::ShortPair,
             (Precision::Int8, Unit::ByteQuad | Unit::SignedQuad) => Self::Quad,
             (Precision::Int8, _) => Self::BytePair,
         }
@@ -51,9 +54,26 @@ impl Form {
     fn inputs(self) -> usize {
         match self {
             Self::Float | Self::Bf16 => 1,
-            Self::Bf16Pair | Self::BytePair => 2,
+            Self::Bf16Pair | Self::ShortPair | Self::BytePair => 2,
             Self::Quad => 4,
         }
+    }
+
+    /// The largest whole number, if they are whole.
+    #[inline(always)]
+    fn largest_whole(self) -> Option<f32> {
+        match self {
+            Self::Float | Self::Bf16 | Self::Bf16Pair => None,
+            Self::ShortPair => Precision::Int16.largest_whole(),
+            Self::Quad | Self::BytePair => Precision::Int8.largest_whole(),
+        }
+    }
+
+    /// What numbers of at most this magnitude are multiplied by to become whole numbers.
+    #[inline(always)]
+    fn inverse(self, largest: f32) -> f32 {
+        self.largest_whole()
+            .map_or(0.0, |whole| whole_scales(largest, whole).0)
     }
 
     /// Outputs that share a word.
@@ -61,7 +81,7 @@ impl Form {
     fn outputs(self) -> usize {
         match self {
             Self::Bf16 | Self::BytePair => 2,
-            Self::Float | Self::Bf16Pair | Self::Quad => 1,
+            Self::Float | Self::Bf16Pair | Self::ShortPair | Self::Quad => 1,
         }
     }
 }
@@ -194,7 +214,7 @@ vectorised! {
             *largest = row(index).largest();
         }
         // Behind the last row there are zeros only, whatever they are multiplied by.
-        let inverse = |row: usize| largest.get(row).map_or(0.0, |&largest| int8_scales(largest).0);
+        let inverse = |row: usize| largest.get(row).map_or(0.0, |&largest| form.inverse(largest));
         let across = columns / form.outputs();
         let (mut piece, mut other) = (Piece([0.0; PIECE]), Piece([0.0; PIECE]));
         for (block, panel) in panel.chunks_mut(STEPS * across).enumerate() {
@@ -218,6 +238,10 @@ vectorised! {
                             &converted(&piece, round_to_bf16),
                             &converted(&other, round_to_bf16),
                         ),
+                        Form::ShortPair => {
+                            let inverse = inverse(first);
+                            joined(&converted(&piece, |x| round_to_whole(x, inverse)))
+                        }
                         Form::Quad => quads(&bytes(&piece, inverse(first))),
                         Form::BytePair => interleaved(
                             &halves(&bytes(&piece, inverse(first))),
@@ -288,7 +312,7 @@ vectorised! {
         panel: &mut [MaybeUninit<u32>],
     ) -> Vec<f32> {
         let mut largest = vec![0f32; range.len()];
-        if matches!(form, Form::Quad | Form::BytePair) {
+        if form.largest_whole().is_some() {
             for row in weight.chunks_exact(outputs) {
                 for (largest, x) in largest.iter_mut().zip(&row[range.clone()]) {
                     // As their bits, which lose no NaN.
@@ -297,8 +321,9 @@ vectorised! {
             }
         }
         let mut inverse = [0.0; MOST_COLUMNS];
-        each(&largest, &mut inverse, |largest| int8_scales(largest).0);
-        let byte = |x: f32, column: usize| round_to_int8(x, inverse[column]) as u8;
+        each(&largest, &mut inverse, |largest| form.inverse(largest));
+        let whole = |x: f32, column: usize| round_to_whole(x, inverse[column]);
+        let byte = |x: f32, column: usize| whole(x, column) as u8;
         let mut rows = weight.chunks_exact(outputs);
         for words in panel.chunks_exact_mut(columns / form.outputs()) {
             // Behind the last row and the last column there are zeros.
@@ -311,6 +336,7 @@ vectorised! {
                     Form::Float => x[0][i].to_bits(),
                     Form::Bf16Pair => pair([x[0][i], x[1][i]].map(round_to_bf16)),
                     Form::Bf16 => pair([x[0][2 * i], x[0][2 * i + 1]].map(round_to_bf16)),
+                    Form::ShortPair => pair([x[0][i], x[1][i]].map(|x| whole(x, i))),
                     Form::Quad => u32::from_le_bytes(x.map(|x| byte(x[i], i))),
                     Form::BytePair => u32::from_le_bytes(
                         [(0, 2 * i), (1, 2 * i), (0, 2 * i + 1), (1, 2 * i + 1)]
@@ -336,7 +362,7 @@ fn converted<T: Copy + Default, const N: usize>(
 
 #[inline(always)]
 fn bytes<const N: usize>(piece: &Piece, inverse: f32) -> [u8; N] {
-    converted(piece, |x| round_to_int8(x, inverse) as u8)
+    converted(piece, |x| round_to_whole(x, inverse) as u8)
 }
 
 #[inline(always)]
@@ -435,7 +461,7 @@ mod tests {
     ) -> Vec<u8> {
         let rows = weight.chunks_exact(inputs);
         let largest = rows.map(|row| row.iter().fold(0f32, |largest, x| largest.max(x.abs())));
-        let inverse: Vec<_> = largest.map(|largest| int8_scales(largest).0).collect();
+        let inverse: Vec<_> = largest.map(|largest| form.inverse(largest)).collect();
         let mut packed = Vec::new();
         for first in (0..outputs).step_by(columns) {
             for step in 0..inputs.div_ceil(form.inputs()) {
@@ -450,10 +476,14 @@ mod tests {
                             Form::Bf16 | Form::Bf16Pair => {
                                 packed.extend(round_to_bf16(x).to_le_bytes());
                             }
-                            Form::Quad | Form::BytePair => packed.push(match output < outputs {
-                                true => round_to_int8(x, inverse[output]) as u8,
-                                false => 0,
-                            }),
+                            Form::ShortPair | Form::Quad | Form::BytePair => {
+                                let whole = match output < outputs {
+                                    true => round_to_whole(x, inverse[output]),
+                                    false => 0,
+                                };
+                                let len = if form == Form::ShortPair { 2 } else { 1 };
+                                packed.extend_from_slice(&whole.to_le_bytes()[..len]);
+                            }
                         }
                     }
                 }
@@ -480,6 +510,7 @@ mod tests {
                         Form::Float,
                         Form::Bf16Pair,
                         Form::Bf16,
+                        Form::ShortPair,
                         Form::Quad,
                         Form::BytePair,
                     ] {

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::tile::SLAB;
+
 /// In which numbers a weight is kept. Sums, and all that goes in and comes out, are f32 whatever it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
@@ -13,6 +15,11 @@ pub enum Precision {
     /// With AVX512-BF16, and with the BF16 of AArch64, the activations are rounded likewise, and numbers below 1.2e-38
     /// count as zeros; elsewhere activations stay f32, and such numbers what they are.
     Bf16,
+    /// Whole numbers from −4,095 to 4,095 and one scale for each output: 2 bytes a weight.
+    ///
+    /// Activations are rounded likewise, with one scale for each row, and multiplied in pairs: where there is VNNI twice
+    /// as fast as f32. NaN, infinities and tiny numbers are treated as in int8.
+    Int16,
     /// Whole numbers from −127 to 127 and one scale for each output: 1 byte a weight.
     ///
     /// Activations are rounded to 254 steps from the smallest number of a row, or zero, to its largest, or zero, and zero
@@ -23,14 +30,24 @@ pub enum Precision {
 
 impl Precision {
     /// All of them, widest first.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int16, Self::Int8];
 
-    /// `f32`, `bf16` or `int8`.
+    /// `f32`, `bf16`, `int16` or `int8`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int16 => "int16",
             Self::Int8 => "int8",
+        }
+    }
+
+    /// The largest whole number that weights and activations are rounded to, if they are.
+    pub(crate) fn largest_whole(self) -> Option<f32> {
+        match self {
+            Self::F32 | Self::Bf16 => None,
+            Self::Int16 => Some(MOST_INT16),
+            Self::Int8 => Some(127.0),
         }
     }
 }
@@ -40,6 +57,10 @@ impl fmt::Display for Precision {
         f.pad(self.name())
     }
 }
+
+/// Whole numbers of which what a slab of pairs comes to fits 32 bits.
+pub(crate) const MOST_INT16: f32 = 4_095.0;
+const _: () = assert!(2 * SLAB as i64 * MOST_INT16 as i64 * MOST_INT16 as i64 <= i32::MAX as i64);
 
 /// Rounds to bf16, ties to even; NaN stays NaN.
 #[inline(always)]
@@ -57,15 +78,10 @@ pub(crate) fn widen_bf16(x: u16) -> f32 {
     f32::from_bits(u32::from(x) << 16)
 }
 
-/// What turns numbers of at most `largest` in magnitude into whole numbers from −127 to 127, and what turns those back.
+/// What turns numbers of at most `largest` in magnitude into whole numbers from −`limit` to `limit`, and what turns those
+/// back.
 ///
 /// Both are NaN if `largest` is not finite, and 0 if it is too small to be divided by.
-#[inline(always)]
-pub(crate) fn int8_scales(largest: f32) -> (f32, f32) {
-    whole_scales(largest, 127.0)
-}
-
-/// [`int8_scales`] of whole numbers from −`limit` to `limit`.
 #[inline(always)]
 pub(crate) fn whole_scales(largest: f32, limit: f32) -> (f32, f32) {
     let inverse = limit / largest;
@@ -96,12 +112,6 @@ pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
     f32::from_bits(rest.iter().map(|&x| magnitude(x)).fold(lanes, u32::max))
 }
 
-/// The nearest whole number of `x · inverse`, ties to even. Both are such that it is within −127 and 127.
-#[inline(always)]
-pub(crate) fn round_to_int8(x: f32, inverse: f32) -> i8 {
-    round_to_whole(x, inverse) as i8
-}
-
 /// The low 16 bits of the nearest whole number of `x · inverse`, ties to even. Both are such that it is within ±2²².
 #[inline(always)]
 pub(crate) fn round_to_whole(x: f32, inverse: f32) -> u16 {
@@ -116,7 +126,11 @@ pub struct UnknownPrecision(String);
 
 impl fmt::Display for UnknownPrecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` is no precision: choose f32, bf16 or int8", self.0)
+        write!(
+            f,
+            "`{}` is no precision: choose f32, bf16, int16 or int8",
+            self.0
+        )
     }
 }
 

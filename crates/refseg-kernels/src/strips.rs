@@ -3,12 +3,13 @@
 use std::{mem::MaybeUninit, ops::Range};
 
 use crate::{
+    Precision,
     epilogue::RowScale,
     instruction_set::vectorised,
     memory::Aligned,
     numbers::each,
     packing::pair,
-    precision::{int8_scales, round_to_bf16},
+    precision::{MOST_INT16, largest_magnitude, round_to_bf16, round_to_whole, whole_scales},
     tile::{BLOCK, Tile, Unit},
 };
 
@@ -25,7 +26,13 @@ pub(crate) struct Strips {
 
 impl Strips {
     /// Packs `(rows, inputs)` numbers; there is a row at least.
-    pub(crate) fn pack(tile: Tile, x: &[f32], rows: usize, inputs: usize) -> Self {
+    pub(crate) fn pack(
+        tile: Tile,
+        precision: Precision,
+        x: &[f32],
+        rows: usize,
+        inputs: usize,
+    ) -> Self {
         // A block of zeros if nothing goes in.
         let steps = inputs.div_ceil(tile.unit.inputs()).max(1);
         let stride = steps.next_multiple_of(BLOCK);
@@ -35,7 +42,7 @@ impl Strips {
             let first = strip * rows_a_strip;
             let rows = rows_a_strip.min(rows - first);
             let x = &x[first * inputs..][..rows * inputs];
-            pack_strip(tile.set, tile.unit, x, rows, inputs, units)
+            pack_strip(tile.set, tile.unit, precision, x, rows, inputs, units)
         };
         // SAFETY: a strip is of whole rows, which are of whole blocks, and each of them is written.
         let (units, scales) =
@@ -78,6 +85,7 @@ vectorised! {
     /// compiled for no instruction set.
     fn pack_strip(
         unit: Unit,
+        precision: Precision,
         x: &[f32],
         rows: usize,
         inputs: usize,
@@ -106,6 +114,16 @@ vectorised! {
                     for index in 0..count {
                         let halves: [_; 2 * BLOCK] = converted(parts.get(index), round_to_bf16);
                         write(index, converted(halves.as_chunks().0, pair));
+                    }
+                }
+                Unit::ShortPair if precision == Precision::Int16 => {
+                    let (inverse, scale) = whole_scales(largest_magnitude(x), MOST_INT16);
+                    scales[row].scale = scale;
+                    let parts = Parts::<{ 2 * BLOCK }>::of(x);
+                    for index in 0..count {
+                        let shorts: [_; 2 * BLOCK] =
+                            converted(parts.get(index), |x| round_to_whole(x, inverse));
+                        write(index, converted(shorts.as_chunks().0, pair));
                     }
                 }
                 Unit::ShortPair => {
@@ -175,7 +193,7 @@ impl Rounding {
         /// Adding this rounds to a whole number and leaves it in the low bits: 1.5 · 2²³.
         const ROUND: f32 = 12_582_912.0;
         let [lowest, highest] = limits(x);
-        let (inverse, scale) = int8_scales(0.5 * highest - 0.5 * lowest);
+        let (inverse, scale) = whole_scales(0.5 * highest - 0.5 * lowest, 127.0);
         // Of the smallest number: it becomes 0, and the largest one 254, or 255 if both are rounded up.
         let zero = (lowest * inverse + ROUND) - ROUND;
         let rounding = Self {

@@ -17,6 +17,9 @@ use crate::{InstructionSet, Precision};
 /// Steps of a row that stand together in a strip: a cache line of units.
 pub(crate) const BLOCK: usize = 16;
 
+/// Steps that are summed before the next panel's: a slab of a panel stays in the nearest cache meanwhile.
+pub(crate) const SLAB: usize = 64;
+
 /// The most columns of a panel, for any instruction set.
 pub(crate) const MOST_COLUMNS: usize = 64;
 
@@ -45,7 +48,7 @@ impl Unit {
             (Precision::F32 | Precision::Bf16, _) => Self::Float,
             (Precision::Int8, Avx512Vnni | Avx512Bf16) => Self::ByteQuad,
             (Precision::Int8, NeonDot | NeonMatrix) => Self::SignedQuad,
-            (Precision::Int8, _) => Self::ShortPair,
+            (Precision::Int16 | Precision::Int8, _) => Self::ShortPair,
         }
     }
 
@@ -53,8 +56,10 @@ impl Unit {
     pub(crate) fn of_attention(precision: Precision, set: InstructionSet) -> Self {
         use InstructionSet::*;
         match (precision, set) {
-            (Precision::Bf16 | Precision::Int8, Avx512Bf16 | NeonMatrix) => Self::Bf16Pair,
-            (Precision::Int8, Avx512Vnni) => Self::ShortPair,
+            (Precision::Bf16 | Precision::Int16 | Precision::Int8, Avx512Bf16 | NeonMatrix) => {
+                Self::Bf16Pair
+            }
+            (Precision::Int16 | Precision::Int8, Avx512Vnni) => Self::ShortPair,
             _ => Self::Float,
         }
     }

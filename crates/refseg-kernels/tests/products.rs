@@ -58,7 +58,7 @@ struct Row {
     /// The sum of magnitudes.
     size: f64,
     /// The step of its whole numbers: the 254th part of what lies between the smallest number and the largest one, zero
-    /// among them; of weights, these are as far from zero on both sides as the farthest of them.
+    /// among them; of weights, and in int16, these are as far from zero on both sides as the farthest of them.
     scale: f64,
 }
 
@@ -83,16 +83,17 @@ fn rounded(
         let rows = numbers.chunks_exact(inputs);
         rows.map(|numbers| row(numbers, round)).collect()
     };
-    let weights = |numbers: &[f32]| {
+    let even = |numbers: &[f32], most: f64| {
         let mut rows: Vec<Row> = rows(numbers, f64::from);
         for Row { numbers, scale, .. } in &mut rows {
-            *scale = numbers.iter().fold(0.0, |largest, x| x.abs().max(largest)) / 127.0;
+            *scale = numbers.iter().fold(0.0, |largest, x| x.abs().max(largest)) / most;
         }
         rows
     };
     match precision {
         Precision::F32 => [rows(x, f64::from), rows(w, f64::from)],
-        Precision::Int8 => [rows(x, f64::from), weights(w)],
+        Precision::Int16 => [even(x, 4095.0), even(w, 4095.0)],
+        Precision::Int8 => [rows(x, f64::from), even(w, 127.0)],
         Precision::Bf16 if multiplies_bf16(set) => [rows(x, to_bf16), rows(w, to_bf16)],
         Precision::Bf16 => [rows(x, f64::from), rows(w, to_bf16)],
     }
@@ -107,6 +108,8 @@ fn rounded(
 ///
 /// int8: a weight and an activation are off by half a step each, so that the product of whole numbers is off by
 /// `½·sx·|w| + ½·sw·|x| + ¼·sx·sw`; scales and the last product add roundings.
+///
+/// int16: the same, and sums of up to 128 products are added up in f32.
 fn expected(x: &Row, w: &Row, precision: Precision, set: InstructionSet) -> Expected {
     let inputs = x.numbers.len();
     let k = inputs as f64;
@@ -118,11 +121,15 @@ fn expected(x: &Row, w: &Row, precision: Precision, set: InstructionSet) -> Expe
     // The result may fall among the subnormal numbers, whose step is fixed.
     let (step, least) = (f64::from(f32::from_bits(1)), f64::from(f32::MIN_POSITIVE));
     let gap = match precision {
-        Precision::Int8 => {
-            // A scale is itself rounded, twice, which moves the largest whole number by 2·254 roundings.
-            let half = 0.5 * (1.0 + 1024.0 * UNIT);
+        Precision::Int8 | Precision::Int16 => {
+            let (most, sums) = match precision {
+                Precision::Int8 => (254.0, 0),
+                _ => (4095.0, inputs.div_ceil(128)),
+            };
+            // A scale is itself rounded, twice, which moves the largest whole number by as many roundings.
+            let half = 0.5 * (1.0 + 4.1 * most * UNIT);
             let steps = half * (x.scale * w.size + w.scale * x.size + half * k * x.scale * w.scale);
-            steps + 8.0 * UNIT * (size + steps) + 127.0 * 127.0 * k * step
+            steps + roundings(8 + sums) * (size + steps) + most * most * k * step
         }
         Precision::Bf16 if multiplies_bf16(set) => roundings(2 * inputs) * size + 2.0 * k * least,
         Precision::F32 | Precision::Bf16 => roundings(inputs) * size + k * step,
@@ -602,6 +609,7 @@ fn a_packed_weight_is_as_small_as_its_precision() {
         for (precision, size) in [
             (Precision::F32, 4),
             (Precision::Bf16, 2),
+            (Precision::Int16, 2),
             (Precision::Int8, 1),
         ] {
             let packed = Packed::for_set(
@@ -611,10 +619,10 @@ fn a_packed_weight_is_as_small_as_its_precision() {
                 precision,
                 set,
             );
-            let scales = if precision == Precision::Int8 {
-                8 * outputs
-            } else {
-                0
+            let scales = match precision {
+                Precision::F32 | Precision::Bf16 => 0,
+                Precision::Int16 => 4 * outputs,
+                Precision::Int8 => 8 * outputs,
             };
             assert_eq!(packed.bytes(), outputs * inputs * size + scales);
             assert_eq!((packed.outputs(), packed.inputs()), (outputs, inputs));

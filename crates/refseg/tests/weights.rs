@@ -188,9 +188,10 @@ fn lora_is_merged_before_anything_is_rounded() -> TestResult {
     for precision in Precision::ALL {
         let packed = weights.read_packed("m.weight", [1, 2], precision, "the test")?;
         let product = packed.product(&[1.0, 1.0], 1, &Epilogue::default());
-        // 16/32 of 127 steps is a half, which rounds to 64 of them.
+        // 16/32 of 127 steps is a half, which rounds to 64 of them; of 4095 steps likewise.
         let expected = match precision {
             Precision::F32 | Precision::Bf16 => 48.0,
+            Precision::Int16 => 32.0 + 2048.0 / 4095.0 * 32.0,
             Precision::Int8 => 32.0 + 64.0 / 127.0 * 32.0,
         };
         assert!(

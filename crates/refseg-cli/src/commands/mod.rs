@@ -71,6 +71,7 @@ fn options(compute: &ComputeArgs, console: &Console) -> Options {
     options.precision = match compute.precision {
         cli::Precision::F32 => Precision::F32,
         cli::Precision::Bf16 => Precision::Bf16,
+        cli::Precision::Int16 => Precision::Int16,
         cli::Precision::Int8 => Precision::Int8,
         cli::Precision::Auto => {
             let set = InstructionSet::current();

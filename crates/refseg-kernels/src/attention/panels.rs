@@ -2,13 +2,13 @@
 
 use std::{mem::MaybeUninit, ops::Range};
 
-use super::{AttentionShape, Heads, MOST_VALUE, SLAB, keys_a_slab, largest_whole, steps_of};
+use super::{AttentionShape, Heads, MOST_VALUE, keys_a_slab, largest_whole, steps_of};
 use crate::{
     instruction_set::vectorised,
     memory::Aligned,
     packing::pair,
     precision::{largest_magnitude, round_to_bf16, round_to_whole, whole_scales},
-    tile::{BLOCK, Tile, Unit},
+    tile::{BLOCK, SLAB, Tile, Unit},
 };
 
 /// The keys of every key-value head: columns of panels.

@@ -29,7 +29,7 @@ pub(super) struct Running {
     /// What the query is multiplied by, if it became whole numbers.
     scale: f32,
     /// What the weights of the latest slab are multiplied by, if they became whole numbers.
-    share: f32,
+    pub(super) share: f32,
 }
 
 impl Running {
@@ -234,26 +234,6 @@ vectorised! {
                 };
                 from += 2 * rows;
                 to += rows;
-            }
-        }
-    }
-}
-
-vectorised! {
-    /// Adds sums of whole numbers to a strip of sums, or sets them.
-    pub(super) fn add(whole: &[u32], fresh: bool, running: &[Running], sums: &mut [u32]) {
-        let (whole, _) = whole.as_chunks::<BLOCK>();
-        let (blocks, _) = sums.as_chunks_mut::<BLOCK>();
-        let rows = running.len();
-        for (row, running) in running.iter().enumerate() {
-            let mut index = row;
-            while let (Some(block), Some(whole)) = (blocks.get_mut(index), whole.get(index)) {
-                let mut sums = if fresh { [0.0; BLOCK] } else { block.map(f32::from_bits) };
-                for (sum, &whole) in sums.iter_mut().zip(whole) {
-                    *sum += whole as i32 as f32 * running.share;
-                }
-                *block = sums.map(f32::to_bits);
-                index += rows;
             }
         }
     }

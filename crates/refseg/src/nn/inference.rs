@@ -569,10 +569,11 @@ mod tests {
     /// Everything that a layer can be asked for, on rows that do not lie side by side in memory.
     #[test]
     fn a_packed_layer_gives_what_a_plain_one_gives() -> Result<(), WeightsError> {
-        // Of the largest value: rounding of f32, of 8 bits of mantissa, and of 127 steps.
+        // Of the largest value: rounding of f32, of 8 bits of mantissa, and of 4095 and 127 steps.
         for (precision, most) in [
             (Precision::F32, 1e-6),
             (Precision::Bf16, 1e-2),
+            (Precision::Int16, 1e-3),
             (Precision::Int8, 2e-2),
         ] {
             let layer = |source: &Drawn| Linear::load(&Tensors::root(source), [37, 21], "");

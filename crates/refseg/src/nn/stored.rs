@@ -3,12 +3,12 @@
 use std::{cell::RefCell, collections::HashSet};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use refseg_kernels::{Packed, Precision};
+use refseg_kernels::{InstructionSet, Packed, Precision};
 
 use super::TensorSource;
 use crate::weights::{Weights, WeightsError};
 
-/// Layers that [`Precision::Int8`] leaves in bf16: those that draw the mask, those that read pixels, and what stands
+/// Layers that [`Precision::Int8`] leaves in two bytes a weight: those that draw the mask, those that read pixels, and what stands
 /// between the vision tower and the language model. They are a small part of the work, and nothing behind them can mend
 /// what rounding does to them.
 const DELICATE: [&str; 6] = [
@@ -52,7 +52,7 @@ impl<'a> StoredTensors<'a> {
     }
 
     /// The same tensors, packed in this precision where they are multiplied with; with
-    /// [`Precision::Int8`] some layers are packed in bf16.
+    /// [`Precision::Int8`] some layers are packed in two bytes a weight.
     #[must_use]
     pub fn packed(self, precision: Precision) -> Self {
         Self {
@@ -121,7 +121,9 @@ impl TensorSource for StoredTensors<'_> {
     fn precision(&self, key: &str) -> Option<Precision> {
         let is_delicate = || DELICATE.iter().any(|name| key.contains(name));
         match self.precision {
-            Some(Precision::Int8) if is_delicate() => Some(Precision::Bf16),
+            Some(Precision::Int8) if is_delicate() => {
+                Some(InstructionSet::current().preferred_of_two_bytes())
+            }
             precision => precision,
         }
     }

@@ -88,9 +88,10 @@ impl Resampler {
         let [_, heads, _, _] = self.query.dims();
         let keys = split_heads(self.key.forward(keys), heads);
         let values = split_heads(self.value.forward(values), heads);
-        let x = self
-            .output
-            .forward(self.attention.forward(self.query.clone(), keys, values, None));
+        let x = self.output.forward(
+            self.attention
+                .forward(self.query.clone(), keys, values, None),
+        );
         self.post_norm
             .forward(x)
             .matmul(self.proj.clone().unsqueeze())

@@ -15,9 +15,7 @@ use super::{
     windows,
 };
 use crate::{
-    nn::{
-        Activation, Conv2d, ConvShape, DotProductAttention, LayerNorm, Linear, Tensors, gelu,
-    },
+    nn::{Activation, Conv2d, ConvShape, DotProductAttention, LayerNorm, Linear, Tensors, gelu},
     weights::WeightsError,
 };
 
