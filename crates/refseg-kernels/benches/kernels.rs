@@ -124,19 +124,23 @@ fn attend(shape: AttentionShape, precision: Precision) -> Case<'static> {
         keys,
         head_dim,
     } = shape;
-    let q = numbers(batch * heads * queries * head_dim, 1);
-    let k = numbers(batch * groups * keys * head_dim, 2);
-    let v = numbers(batch * groups * keys * head_dim, 3);
-    let [q_sizes, kv_sizes] = [[heads, queries, head_dim], [groups, keys, head_dim]];
+    // Queries, keys and values of a token side by side, as one product gives them.
+    let width = (heads + 2 * groups) * head_dim;
+    let tokens = numbers(batch * queries * width, 1);
+    let part = move |first: usize| first * head_dim;
+    let [q, k, v] = [0, heads, heads + groups].map(part);
     Case {
         name: format!(
             "attention {queries}×{keys}, {heads} heads of {head_dim} on {groups}, {precision}"
         ),
         operations: 4e-9 * (batch * heads * queries * keys * head_dim) as f64,
-        bytes: 4e-9 * (2 * q.len() + 2 * k.len()) as f64,
+        bytes: 4e-9 * (tokens.len() + batch * queries * heads * head_dim) as f64,
         run: Box::new(move || {
-            let q = Heads::side_by_side(black_box(&q), q_sizes);
-            let [k, v] = [&k, &v].map(|x| Heads::side_by_side(x, kv_sizes));
+            let tokens = black_box(&tokens);
+            let [q, k, v] = [q, k, v].map(|first| Heads {
+                values: &tokens[first..],
+                strides: [queries * width, head_dim, width],
+            });
             black_box(attention(q, k, v, shape, None, precision));
         }),
         times: Vec::new(),

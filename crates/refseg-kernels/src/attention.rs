@@ -13,7 +13,7 @@ use crate::{
     InstructionSet, Precision,
     epilogue::{RowScale, Shared, add_whole},
     memory::Aligned,
-    tile::{Ahead, BLOCK, Product, SLAB, Tile, Unit},
+    tile::{Ahead, BLOCK, Product, SLAB, Tile, Unit, fetch},
 };
 
 /// Sizes of an attention.
@@ -244,6 +244,13 @@ impl Attention<'_> {
             );
         }
 
+        // Fetched little by little while scores are computed and summed: the queries of the next job, and where the means
+        // of this one go.
+        let behind = first + queries.len();
+        let mut coming = shape.queries(head, behind).take(shape.rows() - behind);
+        let mut means = queries.iter();
+        let share = queries.len().div_ceil(keys.div_ceil(columns));
+
         let wide = head_dim.div_ceil(columns);
         let slab_keys = keys_a_slab(unit);
         scratch
@@ -263,6 +270,9 @@ impl Attention<'_> {
                     let steps = steps_of(unit, slab_keys.min(chunk));
                     self.values.slab(head, start, 0, steps)
                 };
+                for (batch, head, query) in coming.by_ref().take(share) {
+                    fetch_row(self.q.row(batch, head, query, head_dim).as_ptr(), head_dim);
+                }
                 let ahead = Ahead::new(next, strips.len(), steps);
                 let seen = columns.min(keys - from);
                 for strip in strips.clone() {
@@ -308,6 +318,9 @@ impl Attention<'_> {
                 );
             }
             for slab in (0..chunk).step_by(slab_keys) {
+                for &at in means.by_ref().take(share * unit.inputs()) {
+                    fetch_row(out.place(shape.place(at)), head_dim);
+                }
                 let seen = slab_keys.min(chunk - slab);
                 let steps = steps_of(unit, seen);
                 for panel in 0..wide {
@@ -363,12 +376,19 @@ impl Attention<'_> {
         for strip in strips {
             let rows = rows(strip);
             let sums = &scratch.sums[strip * tile_len * wide..][..rows.len() * columns * wide];
-            for (row, &(batch, head, query)) in queries[rows.clone()].iter().enumerate() {
-                let at = ((batch * shape.queries + query) * shape.heads + head) * head_dim;
-                let place = at..at + head_dim;
+            for (row, &at) in queries[rows.clone()].iter().enumerate() {
+                let start = shape.place(at);
+                let place = start..start + head_dim;
                 write_mean(set, sums, row, &running[rows.clone()], place, out);
             }
         }
+    }
+}
+
+/// Fetches so many numbers.
+fn fetch_row(start: *const f32, len: usize) {
+    for line in 0..len.div_ceil(BLOCK) {
+        fetch(start.wrapping_add(line * BLOCK).cast());
     }
 }
 
@@ -392,6 +412,11 @@ impl AttentionShape {
             }
             at
         })
+    }
+
+    /// Where the result of a query stands.
+    fn place(self, (batch, head, query): (usize, usize, usize)) -> usize {
+        ((batch * self.queries + query) * self.heads + head) * self.head_dim
     }
 
     fn check(self, q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, mask: Option<AttentionMask<'_>>) {

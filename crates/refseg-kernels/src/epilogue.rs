@@ -167,6 +167,11 @@ impl Shared {
         memory
     }
 
+    /// Where a number goes.
+    pub(crate) fn place(self, index: usize) -> *const f32 {
+        self.start.wrapping_add(index)
+    }
+
     /// # Safety
     /// The memory outlives this, and nobody else touches what is written.
     #[inline(always)]

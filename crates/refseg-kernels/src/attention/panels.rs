@@ -8,10 +8,13 @@ use crate::{
     memory::Aligned,
     packing::pair,
     precision::{largest_magnitude, round_to_bf16, round_to_whole, whole_scales},
-    tile::{BLOCK, SLAB, Tile, Unit},
+    tile::{BLOCK, SLAB, Tile, Unit, fetch},
 };
 
 /// The keys of every key-value head: columns of panels.
+///
+/// Panels of the same keys follow each other, head by head: where a token has the keys of all heads side by side, they are
+/// read as they lie, and each page of memory is met once.
 pub(super) struct Keys {
     units: Aligned<u32>,
     /// Of each column, for whole numbers.
@@ -21,6 +24,7 @@ pub(super) struct Keys {
     columns: usize,
     /// Panels of a head.
     count: usize,
+    groups: usize,
 }
 
 impl Keys {
@@ -30,14 +34,7 @@ impl Keys {
         let len = shape.head_dim.div_ceil(tile.unit.inputs()) * columns;
         let largest = largest_whole(shape.head_dim);
         let write = |index: usize, panel: &mut [MaybeUninit<u32>]| {
-            let first = index % count * columns;
-            let part = Part {
-                heads: k,
-                batch: index / count / shape.groups,
-                group: index / count % shape.groups,
-                keys: first..shape.keys.min(first + columns),
-                width: shape.head_dim,
-            };
+            let part = Part::of(k, shape, index, count, columns);
             pack_keys(tile.set, tile.unit, &part, columns, largest, panel)
         };
         let panels = shape.batch * shape.groups * count;
@@ -49,24 +46,31 @@ impl Keys {
             len,
             columns,
             count,
+            groups: shape.groups,
         }
     }
 
     pub(super) fn panel(&self, head: usize, index: usize) -> &[u32] {
-        &self.units[(head * self.count + index) * self.len..][..self.len]
+        &self.units[self.place(head, index) * self.len..][..self.len]
+    }
+
+    fn place(&self, head: usize, index: usize) -> usize {
+        let (batch, group) = (head / self.groups, head % self.groups);
+        (batch * self.count + index) * self.groups + group
     }
 
     /// What the columns of a panel are multiplied by, if they are whole numbers.
     pub(super) fn scales(&self, head: usize, index: usize) -> Option<&[f32]> {
-        let start = (head * self.count + index) * self.columns;
+        let start = self.place(head, index) * self.columns;
         (!self.scales.is_empty()).then(|| &self.scales[start..start + self.columns])
     }
 }
 
-/// The values of every key-value head: steps of panels, whose columns are their numbers.
+/// The values of every key-value head: steps of panels, whose columns are their numbers. Slabs of the same keys follow
+/// each other, head by head.
 pub(super) struct Values {
     units: Aligned<u32>,
-    /// Of each key, for whole numbers; as many for each head as its slabs have room for.
+    /// Of each key, for whole numbers; as many for each slab as it has room for.
     scales: Vec<f32>,
     /// Steps of a slab.
     steps: usize,
@@ -76,6 +80,7 @@ pub(super) struct Values {
     wide: usize,
     /// Slabs of a head.
     count: usize,
+    groups: usize,
 }
 
 impl Values {
@@ -86,14 +91,7 @@ impl Values {
         let wide = shape.head_dim.div_ceil(columns);
         let len = wide * steps * columns;
         let write = |index: usize, slab: &mut [MaybeUninit<u32>]| {
-            let first = index % count * keys_a_slab;
-            let part = Part {
-                heads: v,
-                batch: index / count / shape.groups,
-                group: index / count % shape.groups,
-                keys: first..shape.keys.min(first + keys_a_slab),
-                width: shape.head_dim,
-            };
+            let part = Part::of(v, shape, index, count, keys_a_slab);
             pack_values(tile.set, tile.unit, &part, columns, steps, slab)
         };
         let slabs = shape.batch * shape.groups * count;
@@ -107,20 +105,25 @@ impl Values {
             columns,
             wide,
             count,
+            groups: shape.groups,
         }
     }
 
     /// So many steps of one of the panels side by side, from the first one of the slab of a key.
     pub(super) fn slab(&self, head: usize, key: usize, panel: usize, steps: usize) -> &[u32] {
-        let slab = head * self.count + key / self.keys_a_slab;
-        let start = (slab * self.wide + panel) * self.steps;
+        let start = (self.place(head, key) * self.wide + panel) * self.steps;
         &self.units[start * self.columns..][..steps * self.columns]
     }
 
-    /// What the values from a key on are multiplied by, if they are whole numbers.
+    /// What the values of the slab of a key are multiplied by, if they are whole numbers.
     pub(super) fn scales(&self, head: usize, key: usize) -> Option<&[f32]> {
-        let start = head * self.count * self.keys_a_slab + key;
-        (!self.scales.is_empty()).then(|| &self.scales[start..])
+        let start = self.place(head, key) * self.keys_a_slab;
+        (!self.scales.is_empty()).then(|| &self.scales[start..start + self.keys_a_slab])
+    }
+
+    fn place(&self, head: usize, key: usize) -> usize {
+        let (batch, group) = (head / self.groups, head % self.groups);
+        (batch * self.count + key / self.keys_a_slab) * self.groups + group
     }
 }
 
@@ -134,7 +137,35 @@ struct Part<'a> {
     width: usize,
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    /// The part with this index, if each has so many keys, and each head as many parts.
+    fn of(
+        heads: Heads<'a>,
+        shape: AttentionShape,
+        index: usize,
+        parts: usize,
+        keys: usize,
+    ) -> Self {
+        let (place, group) = (index / shape.groups, index % shape.groups);
+        let first = place % parts * keys;
+        Self {
+            heads,
+            batch: place / parts,
+            group,
+            keys: first..shape.keys.min(first + keys),
+            width: shape.head_dim,
+        }
+    }
+
+    /// Fetches what the next head has where this one has its numbers of a key, if they lie side by side.
+    #[inline(always)]
+    fn fetch_next(&self, index: usize) {
+        let row = self.row(index);
+        for line in row.chunks(BLOCK) {
+            fetch(line.as_ptr().wrapping_add(row.len()).cast());
+        }
+    }
+
     /// The numbers of the key with this index, none behind the last one.
     #[inline(always)]
     fn row(&self, index: usize) -> &[f32] {
@@ -184,6 +215,9 @@ vectorised! {
                 let mut units = [[0; BLOCK]; BLOCK];
                 for (i, units) in units.iter_mut().enumerate() {
                     let row = keys.row(first + i);
+                    if index == 0 {
+                        keys.fetch_next(first + i);
+                    }
                     let halves = [0, BLOCK].map(|half| block(row, start + half));
                     *units = match unit {
                         Unit::Float => halves[0].map(f32::to_bits),
@@ -226,6 +260,10 @@ vectorised! {
                 let earlier = if unit == Unit::Float { step } else { step / BLOCK * 2 * BLOCK + step % BLOCK };
                 let later = earlier + BLOCK;
                 let rows = [earlier, later].map(|key| values.row(key));
+                if index == 0 {
+                    values.fetch_next(earlier);
+                    values.fetch_next(later);
+                }
                 for first in (0..columns).step_by(BLOCK) {
                     let x = rows.map(|row| block(row, index * columns + first));
                     let units = match unit {
