@@ -11,9 +11,9 @@ use softmax::{Running, look, pack_queries, settle, weigh, write_mean};
 
 use crate::{
     InstructionSet, Precision,
-    epilogue::{RowScale, Shared, add_whole},
+    epilogue::{Shared, add_whole},
     memory::Aligned,
-    tile::{Ahead, BLOCK, Product, SLAB, Tile, Unit, fetch},
+    tile::{Ahead, BLOCK, MOST_ROWS, Product, SLAB, Tile, Unit, fetch, fetch_to_write},
 };
 
 /// Sizes of an attention.
@@ -55,13 +55,15 @@ pub struct Heads<'a> {
 
 /// `softmax(q·kᵀ/√d + mask) · v`.
 ///
-/// Sums are f32, and so is the softmax. What is multiplied is rounded where that makes it faster, never to less than
-/// bf16 has:
-/// - In bf16 and int8, with AVX512-BF16 or the BF16 of AArch64, queries, keys, values and weights are rounded to bf16.
-/// - In int8, with VNNI, they are rounded to whole numbers of 16 bits: each query and each key to ±5,792 of its largest
-///   magnitude (for d = 64), each value to ±1,023, and the weights of a query, with the magnitudes of the values that
-///   they belong to, to 16,383 for each 128 keys. A query, key or value that holds NaN or an infinity has no such scale,
-///   and gives NaN to all that meet it.
+/// The softmax is f32. What is multiplied is rounded where that makes it faster:
+/// - In bf16, int16 and int8, with AVX512-BF16 or the BF16 of AArch64, queries, keys, values and weights are rounded to
+///   bf16.
+/// - In int16 and int8, with VNNI alone, they are rounded to whole numbers of 16 bits, of which a slab of keys is summed at
+///   a time: each query and each key to ±5,792 parts of its largest magnitude (for d = 64), each value to ±1,023, and the
+///   weights of a query, with the magnitudes of the values that they belong to, to 16,383 for each 128 keys. That is closer
+///   than bf16 unless one number of a row is more than some ten times as large as the others, and coarser for these if it
+///   is. A query, key or value that holds NaN or an infinity has no such scale, and gives NaN to all that meet it, hidden
+///   or not. Magnitudes below 1e-34, and values below 1e-31, count as zeros.
 ///
 /// # Shapes
 /// - `q`: `(B, H, L, d)`
@@ -141,9 +143,6 @@ const CHUNK: usize = 1024;
 
 /// Strips of a job, which share what they read of keys and values.
 const STRIPS: usize = 4;
-
-/// The most rows of a strip.
-const MOST_ROWS: usize = 6;
 
 /// The largest whole numbers that weights and values are rounded to: what a slab of keys comes to must fit 32 bits.
 const MOST_WEIGHT: f32 = 16_383.0;
@@ -271,7 +270,11 @@ impl Attention<'_> {
                     self.values.slab(head, start, 0, steps)
                 };
                 for (batch, head, query) in coming.by_ref().take(share) {
-                    fetch_row(self.q.row(batch, head, query, head_dim).as_ptr(), head_dim);
+                    fetch_row(
+                        self.q.row(batch, head, query, head_dim).as_ptr(),
+                        head_dim,
+                        fetch,
+                    );
                 }
                 let ahead = Ahead::new(next, strips.len(), steps);
                 let seen = columns.min(keys - from);
@@ -319,7 +322,7 @@ impl Attention<'_> {
             }
             for slab in (0..chunk).step_by(slab_keys) {
                 for &at in means.by_ref().take(share * unit.inputs()) {
-                    fetch_row(out.place(shape.place(at)), head_dim);
+                    fetch_row(out.place(shape.place(at)), head_dim, fetch_to_write);
                 }
                 let seen = slab_keys.min(chunk - slab);
                 let steps = steps_of(unit, seen);
@@ -360,9 +363,9 @@ impl Attention<'_> {
                         };
                         if whole {
                             tile.accumulate(product, &mut scratch.whole);
-                            let mut shares = [RowScale::default(); MOST_ROWS];
+                            let mut shares = [0.0; MOST_ROWS];
                             for (share, running) in shares.iter_mut().zip(&running[rows.clone()]) {
-                                share.scale = running.share;
+                                *share = running.share;
                             }
                             add_whole(set, &scratch.whole, &shares[..rows.len()], fresh, sums);
                         } else {
@@ -385,8 +388,9 @@ impl Attention<'_> {
     }
 }
 
-/// Fetches so many numbers.
-fn fetch_row(start: *const f32, len: usize) {
+/// Fetches so many numbers, line by line.
+#[inline(always)]
+fn fetch_row(start: *const f32, len: usize, fetch: impl Fn(*const u8)) {
     for line in 0..len.div_ceil(BLOCK) {
         fetch(start.wrapping_add(line * BLOCK).cast());
     }

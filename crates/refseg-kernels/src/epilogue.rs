@@ -4,7 +4,7 @@ use crate::{
     InstructionSet,
     instruction_set::vectorised,
     math,
-    tile::{BLOCK, MOST_COLUMNS, fetch},
+    tile::{BLOCK, MOST_COLUMNS, fetch, fetch_to_write},
 };
 
 /// What happens to a product `y` before it is written: `residual + scale · (activation(y + bias) · times)`, each part
@@ -118,16 +118,21 @@ impl Place {
     /// Fetches the memory that a tile will be written to, and what the epilogue reads for it, so that [`finish`] need
     /// not wait for them.
     pub(crate) fn fetch(self, epilogue: &Epilogue<'_>, out: Shared) {
-        let read = [epilogue.times, epilogue.residual].into_iter().flatten();
-        for part in read.map(<[f32]>::as_ptr).chain([out.start.cast_const()]) {
-            for row in 0..self.rows {
-                let start = part.wrapping_add((self.row + row) * self.outputs + self.column);
-                // A block is as long as a cache line; the last one ends in a line of its own.
-                for block in 0..self.columns.div_ceil(BLOCK) {
-                    fetch(start.wrapping_add(block * BLOCK).cast());
-                }
-                fetch(start.wrapping_add(self.columns - 1).cast());
+        for part in [epilogue.times, epilogue.residual].into_iter().flatten() {
+            self.fetch_part(part.as_ptr(), fetch);
+        }
+        self.fetch_part(out.start, fetch_to_write);
+    }
+
+    #[inline(always)]
+    fn fetch_part(self, part: *const f32, fetch: impl Fn(*const u8)) {
+        for row in 0..self.rows {
+            let start = part.wrapping_add((self.row + row) * self.outputs + self.column);
+            // A block is as long as a cache line; the last one ends in a line of its own.
+            for block in 0..self.columns.div_ceil(BLOCK) {
+                fetch(start.wrapping_add(block * BLOCK).cast());
             }
+            fetch(start.wrapping_add(self.columns - 1).cast());
         }
     }
 }
@@ -207,13 +212,13 @@ impl Shared {
 }
 
 vectorised! {
-    /// Adds a tile's sums of whole numbers to sums that are f32, or makes them those.
-    pub(crate) fn add_whole(whole: &[u32], rows: &[RowScale], fresh: bool, sums: &mut [u32]) {
+    /// Adds a tile's sums of whole numbers, each row multiplied by its scale, to sums that are f32, or makes them those.
+    pub(crate) fn add_whole(whole: &[u32], rows: &[f32], fresh: bool, sums: &mut [u32]) {
         let (whole, _) = whole.as_chunks::<BLOCK>();
         let (sums, _) = sums.as_chunks_mut::<BLOCK>();
         let mut index = 0;
         while index + rows.len() <= sums.len() && !rows.is_empty() {
-            for RowScale { scale, .. } in rows {
+            for scale in rows {
                 let block = &mut sums[index];
                 let mut values = if fresh { [0.0; BLOCK] } else { block.map(f32::from_bits) };
                 for (value, &whole) in values.iter_mut().zip(&whole[index]) {
@@ -244,21 +249,17 @@ vectorised! {
             let column = place.column + first;
             let bias = epilogue.bias.map(|bias| part(bias, column, width));
             let scale = epilogue.scale.map(|scale| part(scale, column, width));
-            let whole = match kind {
-                Sums::Floats | Sums::Scaled(_) => None,
+            let (scales, whole) = match kind {
+                Sums::Floats => (None, None),
+                Sums::Scaled(scales) => (Some(part(scales, first, width)), None),
                 Sums::Whole {
                     rows,
                     scales,
                     weights,
-                } => Some((
-                    rows,
-                    part(scales, first, width),
-                    part(weights, first, width),
-                )),
-            };
-            let scales = match kind {
-                Sums::Scaled(scales) => Some(part(scales, first, width)),
-                Sums::Floats | Sums::Whole { .. } => None,
+                } => {
+                    let scales = part(scales, first, width);
+                    (None, Some((rows, scales, part(weights, first, width))))
+                }
             };
             // By index: iterators that step cost a division.
             for row in 0..place.rows {

@@ -19,7 +19,7 @@ pub enum InstructionSet {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// And its products of 8-bit numbers, VNNI.
+    /// And its products of whole numbers of 8 and of 16 bits, VNNI.
     Avx512Vnni,
     /// And its products of bf16 numbers.
     Avx512Bf16,
@@ -302,3 +302,35 @@ macro_rules! vectorised {
     };
 }
 pub(crate) use vectorised;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_set_multiplies_as_many_numbers_at_once_as_it_can() {
+        use InstructionSet::*;
+        let expected = [
+            (Portable, [1, 1, 2, 2], [1, 1, 1, 1]),
+            (Avx2, [1, 1, 2, 2], [1, 1, 1, 1]),
+            (Avx512, [1, 1, 2, 2], [1, 1, 1, 1]),
+            (Avx512Vnni, [1, 1, 2, 4], [1, 1, 2, 2]),
+            (Avx512Bf16, [1, 2, 2, 4], [1, 2, 2, 2]),
+            (Neon, [1, 1, 2, 2], [1, 1, 1, 1]),
+            (NeonDot, [1, 1, 2, 4], [1, 1, 1, 1]),
+            (NeonMatrix, [1, 2, 2, 4], [1, 2, 2, 2]),
+        ];
+        for (set, products, attention) in expected {
+            assert_eq!(
+                Precision::ALL.map(|p| set.products_at_once(p)),
+                products,
+                "{set}"
+            );
+            assert_eq!(
+                Precision::ALL.map(|p| set.attention_products_at_once(p)),
+                attention,
+                "{set}"
+            );
+        }
+    }
+}

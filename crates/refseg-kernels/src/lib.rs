@@ -1,4 +1,4 @@
-//! Matrix products in f32, bf16 and int8, attention, norms and their like, on a CPU.
+//! Matrix products in f32, bf16, int16 and int8, attention, norms and their like, on a CPU.
 //!
 //! A weight is packed once, as [`Packed`], for the instruction set that will read it; [`Packed::multiply`] and
 //! [`attention()`] share their work among the threads of rayon's current pool. Each element of a result is summed by

@@ -13,7 +13,7 @@ use crate::{
     packing::{Form, pack, pack_transposed, pair, whole_sums},
     precision::{whole_scales, widen_bf16},
     strips::Strips,
-    tile::{Ahead, Product, SLAB, Tile},
+    tile::{Ahead, MOST_ROWS, Product, SLAB, Tile},
 };
 
 /// A weight `(outputs, inputs)`, packed for one instruction set.
@@ -26,7 +26,7 @@ pub struct Packed {
     panels: Panels,
     /// Of each output, for whole numbers: what they are multiplied by.
     scales: Vec<f32>,
-    /// Of each output, for whole numbers: what they come to.
+    /// Of each output in int8: what its whole numbers come to.
     sums: Vec<i32>,
 }
 
@@ -295,7 +295,11 @@ impl Packed {
                     };
                     if by_slab {
                         self.tile.accumulate(product, whole);
-                        add_whole(self.tile.set, whole, strips.scales(strip), fresh, sums);
+                        let mut scales = [0.0; MOST_ROWS];
+                        for (scale, row) in scales.iter_mut().zip(strips.scales(strip)) {
+                            *scale = row.scale;
+                        }
+                        add_whole(self.tile.set, whole, &scales[..rows.len()], fresh, sums);
                     } else {
                         self.tile.accumulate(product, sums);
                     }

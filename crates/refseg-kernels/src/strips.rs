@@ -9,7 +9,9 @@ use crate::{
     memory::Aligned,
     numbers::each,
     packing::pair,
-    precision::{MOST_INT16, largest_magnitude, round_to_bf16, round_to_whole, whole_scales},
+    precision::{
+        MOST_INT16, ROUND, largest_magnitude, round_to_bf16, round_to_whole, whole_scales,
+    },
     tile::{BLOCK, Tile, Unit},
 };
 
@@ -36,7 +38,7 @@ impl Strips {
         // A block of zeros if nothing goes in.
         let steps = inputs.div_ceil(tile.unit.inputs()).max(1);
         let stride = steps.next_multiple_of(BLOCK);
-        // As few strips as there can be, and those as even as can be.
+        // As few strips as there can be.
         let rows_a_strip = rows.div_ceil(rows.div_ceil(tile.rows()));
         let pack = |strip: usize, units: &mut [MaybeUninit<u32>]| {
             let first = strip * rows_a_strip;
@@ -190,8 +192,6 @@ impl Rounding {
     /// one of them: it stays what it is. They are NaN if one of the numbers is NaN or infinite.
     #[inline(always)]
     fn of(x: &[f32]) -> (Self, RowScale) {
-        /// Adding this rounds to a whole number and leaves it in the low bits: 1.5 · 2²³.
-        const ROUND: f32 = 12_582_912.0;
         let [lowest, highest] = limits(x);
         let (inverse, scale) = whole_scales(0.5 * highest - 0.5 * lowest, 127.0);
         // Of the smallest number: it becomes 0, and the largest one 254, or 255 if both are rounded up.

@@ -23,6 +23,9 @@ pub(crate) const SLAB: usize = 64;
 /// The most columns of a panel, for any instruction set.
 pub(crate) const MOST_COLUMNS: usize = 64;
 
+/// The most rows of a strip, for any instruction set.
+pub(crate) const MOST_ROWS: usize = 6;
+
 /// What the 32 bits of a unit are, in the panel and in the strip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
@@ -52,7 +55,7 @@ impl Unit {
         }
     }
 
-    /// What a set multiplies in an attention of this precision: whatever is faster than f32 and rounds no more than bf16.
+    /// What a set multiplies in an attention of this precision: pairs of 16 bits, where it does that faster than f32.
     pub(crate) fn of_attention(precision: Precision, set: InstructionSet) -> Self {
         use InstructionSet::*;
         match (precision, set) {
@@ -134,6 +137,15 @@ pub(crate) fn fetch(_line: *const u8) {
     x86::fetch(_line);
     #[cfg(target_arch = "aarch64")]
     aarch64::fetch(_line);
+}
+
+/// [`fetch`] of a line that will be written.
+#[inline(always)]
+pub(crate) fn fetch_to_write(_line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    x86::fetch(_line);
+    #[cfg(target_arch = "aarch64")]
+    aarch64::fetch_to_write(_line);
 }
 
 /// The innermost loop for an instruction set and a kind of unit.

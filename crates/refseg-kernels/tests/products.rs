@@ -288,6 +288,38 @@ fn limits([rows, inputs, outputs]: [usize; 3]) {
 }
 
 #[test]
+fn sums_of_slabs_at_their_limits_fit_whole_numbers() {
+    // Each is the largest there is, of either sign: scales are such that 127 becomes 4095.
+    let [rows, inputs, outputs] = [7, 1030, 70];
+    let sign = |i: usize| if i.is_multiple_of(3) { -1.0 } else { 1.0 };
+    let numbers = |rows: usize| -> Vec<_> {
+        (0..rows * inputs)
+            .map(|i| 127.0 * sign(i / inputs))
+            .collect()
+    };
+    let (x, w) = (numbers(rows), numbers(outputs));
+    for set in sets() {
+        let packed = Packed::for_set(&w, outputs, inputs, Precision::Int16, set);
+        let out = packed.product(&x, rows, &Epilogue::default());
+        for (index, &found) in out.iter().enumerate() {
+            let (row, output) = (index / outputs, index % outputs);
+            let exact = 127.0 * 127.0 * inputs as f32 * sign(row) * sign(output);
+            assert!(
+                (found / exact - 1.0).abs() < 1e-6,
+                "{set}: {found}, not {exact}"
+            );
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "too many to be summed in 32 bits")]
+fn more_whole_numbers_than_32_bits_can_sum_are_refused() {
+    let inputs = i32::MAX as usize / (254 * 127) + 1;
+    Packed::new(&vec![1.0; inputs], 1, inputs, Precision::Int8);
+}
+
+#[test]
 fn whole_numbers_give_the_same_bits_by_every_instruction_set() {
     for (seed, [rows, inputs, outputs]) in SIZES.into_iter().enumerate() {
         let mut random = Random::new(seed as u64);
@@ -295,18 +327,19 @@ fn whole_numbers_give_the_same_bits_by_every_instruction_set() {
             random.numbers(rows * inputs),
             random.numbers(outputs * inputs),
         );
-        let product = |set| {
-            let mut out = vec![0.0; rows * outputs];
-            Packed::for_set(&w, outputs, inputs, Precision::Int8, set).multiply(
-                &x,
-                &Epilogue::default(),
-                &mut out,
-            );
-            out
-        };
-        let plain = product(InstructionSet::Portable);
-        for set in sets() {
-            assert_eq!(product(set), plain, "{set}, {rows}×{inputs}×{outputs}");
+        for precision in [Precision::Int16, Precision::Int8] {
+            let product = |set| {
+                Packed::for_set(&w, outputs, inputs, precision, set).product(
+                    &x,
+                    rows,
+                    &Epilogue::default(),
+                )
+            };
+            let plain = product(InstructionSet::Portable);
+            for set in sets() {
+                let what = format!("{precision} by {set}, {rows}×{inputs}×{outputs}");
+                assert_eq!(product(set), plain, "{what}");
+            }
         }
     }
 }
@@ -424,6 +457,7 @@ fn bad_numbers_show_where_they_belong() {
                 f32::INFINITY,
                 f32::NEG_INFINITY,
                 f32::from_bits(0x7F80_0001),
+                f32::from_bits(0xFFC0_0000),
             ] {
                 for position in [0, 5, inputs - 1] {
                     let (row, output) = (7, 33);

@@ -180,7 +180,7 @@ impl<'a> Part<'a> {
 
 /// A block of numbers of a row, filled up with zeros.
 #[inline(always)]
-fn block(row: &[f32], start: usize) -> [f32; BLOCK] {
+pub(super) fn block(row: &[f32], start: usize) -> [f32; BLOCK] {
     let rest = row.get(start..).unwrap_or_default();
     if let Some(whole) = rest.first_chunk() {
         return *whole;

@@ -3,15 +3,15 @@
 use std::ops::Range;
 
 use super::{
-    MOST_ROWS, MOST_WEIGHT,
-    panels::{meet, pairs, scaled},
+    MOST_WEIGHT,
+    panels::{block, meet, pairs, scaled},
 };
 use crate::{
     epilogue::Shared,
     instruction_set::vectorised,
     math,
     precision::{largest_magnitude, round_to_bf16, round_to_whole, whole_scales},
-    tile::{BLOCK, MOST_COLUMNS, Unit},
+    tile::{BLOCK, MOST_COLUMNS, MOST_ROWS, Unit},
 };
 
 /// What is known of a query and of its keys so far, its lanes at the start of a cache line.
@@ -65,11 +65,7 @@ vectorised! {
             while start < x.len() {
                 let mut halves = [[0.0; BLOCK]; 2];
                 for half in &mut halves[..unit.inputs()] {
-                    let rest = x.get(start..).unwrap_or_default();
-                    match rest.first_chunk() {
-                        Some(whole) => *half = *whole,
-                        None => half[..rest.len()].copy_from_slice(rest),
-                    }
+                    *half = block(x, start);
                     start += BLOCK;
                 }
                 blocks[index] = match unit {

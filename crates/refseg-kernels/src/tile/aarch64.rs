@@ -298,9 +298,18 @@ fn swap_halves([first, second]: [uint32x4_t; 2]) -> [uint32x4_t; 2] {
     ]
 }
 
-/// Fetches a cache line that will be written.
+/// Fetches a cache line.
 #[inline(always)]
 pub(super) fn fetch(line: *const u8) {
+    // SAFETY: a prefetch changes nothing that a program can see, and any address will do.
+    unsafe {
+        asm!("prfm pldl1keep, [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
+    }
+}
+
+/// Fetches a cache line that will be written.
+#[inline(always)]
+pub(super) fn fetch_to_write(line: *const u8) {
     // SAFETY: a prefetch changes nothing that a program can see, and any address will do.
     unsafe {
         asm!("prfm pstl1keep, [{}]", in(reg) line, options(readonly, nostack, preserves_flags));

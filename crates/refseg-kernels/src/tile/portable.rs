@@ -82,7 +82,7 @@ fn floats(sum: u32, x: u32, weight: u32) -> u32 {
 fn short_pairs(sum: u32, x: u32, weight: u32) -> u32 {
     let low = |pair: u32| i32::from(pair as i16);
     let high = |pair: u32| i32::from((pair >> 16) as i16);
-    let products = low(x) * low(weight) + high(x) * high(weight);
+    let products = (low(x) * low(weight)).wrapping_add(high(x) * high(weight));
     sum.wrapping_add(products as u32)
 }
 

@@ -131,7 +131,7 @@ kernels! {
 }
 
 kernels! {
-    /// Two products of whole numbers up to 127 fit 16 bits twice over: `vpmaddwd` sums them in 32 bits.
+    /// `vpmaddwd` sums two products in 32 bits, which only four times −32,768 would not fit.
     short_pairs_512, "avx512f,avx512bw", 4 __m512i,
     _mm512_loadu_epi32, _mm512_storeu_epi32, _mm512_set1_epi32,
     |sum, x, weights| _mm512_add_epi32(sum, _mm512_madd_epi16(x, weights))

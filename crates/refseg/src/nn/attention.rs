@@ -9,7 +9,7 @@ use super::{Dropout, Tensors, inference, kernels};
 /// key-value head: query head `h` reads key-value head `h / (H / G)`.
 #[derive(Debug, Clone, Default)]
 pub struct DotProductAttention {
-    /// What is multiplied is rounded as layers of this precision round it, at most to what bf16 has.
+    /// In which it is computed: see [`refseg_kernels::attention()`].
     precision: Precision,
     /// On the softmax's output: forgets some of the keys in training.
     dropout: Dropout,
@@ -35,6 +35,8 @@ impl DotProductAttention {
         &self.dropout
     }
 
+    /// What the queries see.
+    ///
     /// # Shapes
     /// - `q`: `(B, H, L, d)`
     /// - `k`, `v`: `(B, G, M, d)`, `G` dividing `H`

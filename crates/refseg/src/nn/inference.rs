@@ -547,6 +547,7 @@ fn sizes(tensor: &FloatTensor<Flex>) -> [usize; 4] {
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, Distribution};
+    use refseg_kernels::InstructionSet;
 
     use super::*;
     use crate::{
@@ -603,6 +604,30 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    #[test]
+    fn attention_is_computed_in_the_precision_of_its_layers() {
+        // More keys than one, since a single one is weighed by one whatever it is rounded to.
+        let [q, k, v] = [1, 2, 3].map(|_| random([1, 2, 33, 16]));
+        let ask = |source: &Drawn| {
+            let attention = DotProductAttention::new(&Tensors::root(source));
+            attention.forward(q.clone(), k.clone(), v.clone(), None)
+        };
+        let exact = ask(&Drawn::PLAIN);
+        for precision in Precision::ALL {
+            let found = ask(&Drawn::packed(precision));
+            let rounds = InstructionSet::current().attention_products_at_once(precision) > 1;
+            let gap = gap(found, exact.clone());
+            assert!(
+                if rounds {
+                    gap > 0.0 && gap < 1e-2
+                } else {
+                    gap == 0.0
+                },
+                "{precision}: {gap}"
+            );
+        }
     }
 
     #[test]

@@ -8,9 +8,9 @@ use refseg_kernels::{InstructionSet, Packed, Precision};
 use super::TensorSource;
 use crate::weights::{Weights, WeightsError};
 
-/// Layers that [`Precision::Int8`] leaves in two bytes a weight: those that draw the mask, those that read pixels, and what stands
-/// between the vision tower and the language model. They are a small part of the work, and nothing behind them can mend
-/// what rounding does to them.
+/// Layers that [`Precision::Int8`] leaves in two bytes a weight: those that draw the mask, those that read pixels, and
+/// what stands between the vision tower and the language model. They are a small part of the work, and nothing behind them
+/// can mend what rounding does to them.
 const DELICATE: [&str; 6] = [
     "res_decoder",
     "mask_decoder",
