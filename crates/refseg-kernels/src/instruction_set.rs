@@ -195,6 +195,15 @@ impl InstructionSet {
         }
     }
 
+    /// What attention multiplies where layers are of this precision, in words.
+    pub fn attention_path(self, precision: Precision) -> &'static str {
+        match Unit::of_attention(precision, self) {
+            Unit::Bf16Pair => "pairs of bf16",
+            Unit::ShortPair => "pairs of 16 bits",
+            Unit::Float | Unit::ByteQuad | Unit::SignedQuad => "f32",
+        }
+    }
+
     /// [`InstructionSet::path`] of each precision.
     pub fn table(self) -> [(Precision, &'static str); 4] {
         Precision::ALL.map(|precision| (precision, self.path(precision)))

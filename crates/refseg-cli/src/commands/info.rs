@@ -12,7 +12,7 @@ use refseg::{
     internvl::{Config, UnshuffleVersion},
     language::LanguageFamily,
     mllmseg::Mllmseg,
-    nn::{Blueprint, InstructionSet, Part},
+    nn::{Blueprint, InstructionSet, Part, Precision},
     predictor::PredictorError,
     sam4mllm::Pair,
     tokenizer::Tokenizer,
@@ -56,6 +56,8 @@ struct Cpu {
     auto: &'static str,
     /// Precision to what multiplies with a weight that is kept in it.
     products: BTreeMap<&'static str, &'static str>,
+    /// Precision to what attention multiplies where layers are in it.
+    attention: BTreeMap<&'static str, &'static str>,
 }
 
 impl Cpu {
@@ -74,6 +76,9 @@ impl Cpu {
                 .into_iter()
                 .map(|(precision, path)| (precision.name(), path))
                 .collect(),
+            attention: Precision::ALL
+                .map(|precision| (precision.name(), set.attention_path(precision)))
+                .into(),
         }
     }
 
@@ -84,8 +89,12 @@ impl Cpu {
             ("uses", format!("{} (REFSEG_CPU)", self.instruction_set)),
             ("auto", self.auto.to_owned()),
         ];
-        let products = self.products.iter();
-        lines.extend(products.map(|(name, path)| (*name, (*path).to_owned())));
+        let paths = self.products.iter().zip(self.attention.values());
+        lines.extend(
+            paths.map(|((name, path), attention)| {
+                (*name, format!("{path}; attention in {attention}"))
+            }),
+        );
         aligned(&lines)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::desk::{Desk, LORA_MODEL, MODEL, check_snapshot, fixture};
+use crate::desk::{Desk, LORA_MODEL, MODEL, Ran, check_snapshot, fixture};
 use serde_json::Value;
 
 #[test]
@@ -19,6 +19,39 @@ fn info_says_what_a_folder_holds() {
         assert_eq!(document["weights"]["lora"], name == LORA_MODEL);
     }
     check_snapshot("info.txt", &transcript);
+}
+
+#[test]
+fn info_says_how_a_machine_computes() {
+    let desk = Desk::new();
+    let ask = |set: &str, args: &[&str]| {
+        let mut command = desk.command(args);
+        command.env("REFSEG_CPU", set);
+        Ran::of(command)
+    };
+    let ran = ask("portable", &["info", "--cpu"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    for line in [
+        "uses     portable (REFSEG_CPU)",
+        "auto     f32",
+        "bf16     widened to f32, as the compiler vectorises it; attention in f32",
+        "int16    pairs of 16 bits, as the compiler vectorises it; attention in f32",
+    ] {
+        assert!(
+            ran.stdout.lines().any(|found| found == line),
+            "{}",
+            ran.stdout
+        );
+    }
+    let document: Value =
+        serde_json::from_str(&ask("portable", &["info", "--cpu", "--json"]).stdout).expect("JSON");
+    for what in ["products", "attention"] {
+        let precisions: Vec<_> = document[what].as_object().expect("a map").keys().collect();
+        assert_eq!(precisions, ["bf16", "f32", "int16", "int8"], "{what}");
+    }
+    let ran = ask("abacus", &["info", "--cpu"]);
+    assert_ne!(ran.code, 0);
+    assert!(ran.stderr.contains("`abacus`"), "{}", ran.stderr);
 }
 
 #[test]
