@@ -203,186 +203,270 @@ impl Attention<'_> {
         scratch: &mut Scratch,
         out: Shared,
     ) {
-        let Self { shape, tile, .. } = *self;
-        let AttentionShape { keys, head_dim, .. } = shape;
-        let Tile { set, unit } = tile;
-        let columns = tile.columns();
-        let tile_len = tile.rows() * columns;
+        let shape = self.shape;
         let first = strips.start * shape.rows() / count;
-        // Rows of each strip, counted from the job's first one.
         let starts: Vec<_> = (strips.start..=strips.end)
             .map(|strip| strip * shape.rows() / count - first)
             .collect();
-        let rows = |strip: usize| starts[strip]..starts[strip + 1];
-        let strips = 0..strips.len();
-        let queries: Vec<_> = shape
-            .queries(head, first)
-            .take(starts[strips.end])
-            .collect();
-        let mut running = vec![Running::NEW; queries.len()];
-
-        let steps = head_dim.div_ceil(unit.inputs());
-        let stride = tile.rows() * steps.next_multiple_of(BLOCK);
-        scratch.queries.resize(strips.len() * stride);
-        let root = (head_dim as f64).powf(-0.5) as f32;
-        let largest = largest_whole(head_dim);
-        for (strip, units) in strips.clone().zip(scratch.queries.chunks_exact_mut(stride)) {
-            let mut q: [&[f32]; MOST_ROWS] = [&[]; MOST_ROWS];
-            for (q, &(batch, head, query)) in q.iter_mut().zip(&queries[rows(strip)]) {
-                *q = self.q.row(batch, head, query, head_dim);
-            }
-            let rows = rows(strip);
-            pack_queries(
-                set,
-                unit,
-                &q[..rows.len()],
-                root,
-                largest,
-                &mut running[rows],
-                units,
-            );
-        }
-
+        let (queries, behind) = (starts[strips.len()], first + starts[strips.len()]);
+        let mut job = Job {
+            attention: self,
+            head,
+            queries: shape.queries(head, first).take(queries).collect(),
+            running: vec![Running::NEW; queries],
+            starts,
+            scratch,
+            out,
+        };
+        job.pack_queries();
         // Fetched little by little while scores are computed and summed: the queries of the next job, and where the means
         // of this one go.
-        let behind = first + queries.len();
         let mut coming = shape.queries(head, behind).take(shape.rows() - behind);
-        let mut means = queries.iter();
-        let share = queries.len().div_ceil(keys.div_ceil(columns));
+        let mut means = 0..queries;
+        for start in (0..shape.keys).step_by(CHUNK) {
+            let chunk = start..shape.keys.min(start + CHUNK);
+            job.score(chunk.clone(), &mut coming);
+            job.sum(chunk, &mut means);
+        }
+        job.write_means();
+    }
+}
 
-        let wide = head_dim.div_ceil(columns);
-        let slab_keys = keys_a_slab(unit);
-        scratch
-            .scores
-            .resize(strips.len() * tile_len * CHUNK.div_ceil(columns));
-        scratch.sums.resize(strips.len() * tile_len * wide);
-        scratch.whole.resize(tile_len);
-        for start in (0..keys).step_by(CHUNK) {
-            let chunk = CHUNK.min(keys - start);
-            let panels = chunk.div_ceil(columns);
-            for panel in 0..panels {
-                let from = start + panel * columns;
-                let index = from / columns;
-                let next = if panel + 1 < panels {
-                    self.keys.panel(head, index + 1)
-                } else {
-                    let steps = steps_of(unit, slab_keys.min(chunk));
-                    self.values.slab(head, start, 0, steps)
+/// A query: its sequence, its head and its place.
+type Query = (usize, usize, usize);
+
+/// Some strips of queries of a key-value head.
+struct Job<'a> {
+    attention: &'a Attention<'a>,
+    head: usize,
+    queries: Vec<Query>,
+    /// Of each query.
+    running: Vec<Running>,
+    /// The first row of each strip, and behind the last one.
+    starts: Vec<usize>,
+    scratch: &'a mut Scratch,
+    out: Shared,
+}
+
+impl Job<'_> {
+    fn strips(&self) -> Range<usize> {
+        0..self.starts.len() - 1
+    }
+
+    fn rows(&self, strip: usize) -> Range<usize> {
+        self.starts[strip]..self.starts[strip + 1]
+    }
+
+    /// Numbers of the sums of a whole strip with one panel.
+    fn tile_len(&self) -> usize {
+        self.attention.tile.rows() * self.attention.tile.columns()
+    }
+
+    /// Panels of values side by side.
+    fn wide(&self) -> usize {
+        let Attention { shape, tile, .. } = self.attention;
+        shape.head_dim.div_ceil(tile.columns())
+    }
+
+    /// Steps of queries and keys.
+    fn steps(&self) -> usize {
+        let Attention { shape, tile, .. } = self.attention;
+        shape.head_dim.div_ceil(tile.unit.inputs())
+    }
+
+    /// Numbers of the queries of a whole strip.
+    fn stride(&self) -> usize {
+        self.attention.tile.rows() * self.steps().next_multiple_of(BLOCK)
+    }
+
+    /// Queries whose rows are fetched while a panel of keys is read.
+    fn share(&self) -> usize {
+        let Attention { shape, tile, .. } = self.attention;
+        self.queries
+            .len()
+            .div_ceil(shape.keys.div_ceil(tile.columns()))
+    }
+
+    fn pack_queries(&mut self) {
+        let Attention {
+            shape,
+            tile,
+            q: heads,
+            ..
+        } = self.attention;
+        let head_dim = shape.head_dim;
+        let stride = self.stride();
+        self.scratch.queries.resize(self.strips().len() * stride);
+        let root = (head_dim as f64).powf(-0.5) as f32;
+        let largest = largest_whole(head_dim);
+        for strip in self.strips() {
+            let rows = self.rows(strip);
+            let mut q: [&[f32]; MOST_ROWS] = [&[]; MOST_ROWS];
+            for (q, &(batch, head, query)) in q.iter_mut().zip(&self.queries[rows.clone()]) {
+                *q = heads.row(batch, head, query, head_dim);
+            }
+            let q = &q[..rows.len()];
+            let units = &mut self.scratch.queries[strip * stride..][..stride];
+            let running = &mut self.running[rows];
+            pack_queries(tile.set, tile.unit, q, root, largest, running, units);
+        }
+    }
+
+    /// Scores of a chunk of keys, and what is summed before them made ready for it.
+    fn score(&mut self, chunk: Range<usize>, coming: &mut impl Iterator<Item = Query>) {
+        let Attention {
+            shape,
+            tile,
+            q,
+            keys,
+            values,
+            mask,
+        } = self.attention;
+        let (head_dim, columns) = (shape.head_dim, tile.columns());
+        let (steps, stride, tile_len) = (self.steps(), self.stride(), self.tile_len());
+        let (strips, share) = (self.strips(), self.share());
+        let panels = chunk.len().div_ceil(columns);
+        let scores = CHUNK.div_ceil(columns) * tile_len;
+        self.scratch.scores.resize(strips.len() * scores);
+        for panel in 0..panels {
+            let from = chunk.start + panel * columns;
+            let index = from / columns;
+            let next = if panel + 1 < panels {
+                keys.panel(self.head, index + 1)
+            } else {
+                let steps = steps_of(tile.unit, keys_a_slab(tile.unit).min(chunk.len()));
+                values.slab(self.head, chunk.start, 0, steps)
+            };
+            for (batch, head, query) in coming.by_ref().take(share) {
+                fetch_row(
+                    q.row(batch, head, query, head_dim).as_ptr(),
+                    head_dim,
+                    fetch,
+                );
+            }
+            let ahead = Ahead::new(next, strips.len(), steps);
+            let seen = columns.min(chunk.end - from);
+            for strip in strips.clone() {
+                let rows = self.rows(strip);
+                let scores = &mut self.scratch.scores[strip * tile_len * panels..]
+                    [panel * rows.len() * columns..][..rows.len() * columns];
+                let units = &self.scratch.queries[strip * stride..];
+                let product = Product {
+                    rows: rows.len(),
+                    steps,
+                    strip: units,
+                    panel: keys.panel(self.head, index),
+                    fresh: true,
+                    next: ahead.next(strip, &units[stride..]),
                 };
-                for (batch, head, query) in coming.by_ref().take(share) {
-                    fetch_row(
-                        self.q.row(batch, head, query, head_dim).as_ptr(),
-                        head_dim,
-                        fetch,
-                    );
+                tile.accumulate(product, scores);
+                let mut masks: [&[f32]; MOST_ROWS] = [&[]; MOST_ROWS];
+                let mut masked = 0;
+                if let Some(mask) = mask {
+                    for &(batch, head, query) in &self.queries[rows.clone()] {
+                        masks[masked] = &mask.row(*shape, batch, head, query)[from..];
+                        masked += 1;
+                    }
                 }
+                let scales = keys.scales(self.head, index);
+                let running = &mut self.running[rows];
+                look(tile.set, seen, scales, &masks[..masked], scores, running);
+            }
+        }
+        let wide = self.wide();
+        self.scratch.sums.resize(strips.len() * tile_len * wide);
+        for strip in strips {
+            let rows = self.rows(strip);
+            let sums = &mut self.scratch.sums[strip * tile_len * wide..];
+            let sums = &mut sums[..rows.len() * columns * wide];
+            settle(tile.set, &mut self.running[rows], sums);
+        }
+    }
+
+    /// Adds the values of a chunk of keys, weighed.
+    fn sum(&mut self, chunk: Range<usize>, means: &mut Range<usize>) {
+        let Attention {
+            shape,
+            tile,
+            keys,
+            values,
+            ..
+        } = self.attention;
+        let (set, unit, columns) = (tile.set, tile.unit, tile.columns());
+        let (tile_len, wide, strips) = (self.tile_len(), self.wide(), self.strips());
+        let panels = chunk.len().div_ceil(columns);
+        let slab_keys = keys_a_slab(unit);
+        let share = self.share() * unit.inputs();
+        self.scratch.whole.resize(tile_len);
+        for start in chunk.clone().step_by(slab_keys) {
+            for mean in means.by_ref().take(share) {
+                let place = self.out.place(shape.place(self.queries[mean]));
+                fetch_row(place, shape.head_dim, fetch_to_write);
+            }
+            let seen = slab_keys.min(chunk.end - start);
+            let steps = steps_of(unit, seen);
+            for panel in 0..wide {
+                let next = if panel + 1 < wide {
+                    values.slab(self.head, start, panel + 1, steps)
+                } else if start + seen < chunk.end {
+                    let steps = steps_of(unit, slab_keys.min(chunk.end - start - seen));
+                    values.slab(self.head, start + seen, 0, steps)
+                } else if chunk.end < shape.keys {
+                    keys.panel(self.head, chunk.end / columns)
+                } else {
+                    &[]
+                };
                 let ahead = Ahead::new(next, strips.len(), steps);
-                let seen = columns.min(keys - from);
                 for strip in strips.clone() {
-                    let rows = rows(strip);
-                    let scores = &mut scratch.scores[strip * tile_len * panels..]
-                        [panel * rows.len() * columns..][..rows.len() * columns];
-                    let units = &scratch.queries[strip * stride..];
+                    let rows = self.rows(strip);
+                    let (scores, following) = self.scratch.scores[strip * tile_len * panels..]
+                        .split_at_mut(tile_len * panels);
+                    let scores = &mut scores[(start - chunk.start) * rows.len()..];
+                    let running = &mut self.running[rows.clone()];
+                    if panel == 0 {
+                        let scores = &mut scores[..seen.next_multiple_of(BLOCK) * rows.len()];
+                        weigh(set, unit, values.scales(self.head, start), scores, running);
+                    }
+                    let sums = &mut self.scratch.sums
+                        [strip * tile_len * wide + panel * rows.len() * columns..]
+                        [..rows.len() * columns];
+                    let (fresh, by_slab) = (start == 0, unit == Unit::ShortPair);
                     let product = Product {
                         rows: rows.len(),
                         steps,
-                        strip: units,
-                        panel: self.keys.panel(head, index),
-                        fresh: true,
-                        next: ahead.next(strip, &units[stride..]),
+                        strip: scores,
+                        panel: values.slab(self.head, start, panel, steps),
+                        fresh: fresh || by_slab,
+                        next: ahead.next(strip, following),
                     };
-                    tile.accumulate(product, scores);
-                    let mut masks: [&[f32]; MOST_ROWS] = [&[]; MOST_ROWS];
-                    let mut masked = 0;
-                    if let Some(mask) = self.mask {
-                        for &(batch, head, query) in &queries[rows.clone()] {
-                            masks[masked] = &mask.row(shape, batch, head, query)[from..];
-                            masked += 1;
+                    if by_slab {
+                        let whole = &mut self.scratch.whole;
+                        tile.accumulate(product, whole);
+                        let mut shares = [0.0; MOST_ROWS];
+                        for (share, running) in shares.iter_mut().zip(running) {
+                            *share = running.share;
                         }
-                    }
-                    let scales = self.keys.scales(head, index);
-                    look(
-                        set,
-                        seen,
-                        scales,
-                        &masks[..masked],
-                        scores,
-                        &mut running[rows],
-                    );
-                }
-            }
-            for strip in strips.clone() {
-                let rows = rows(strip);
-                let sums = &mut scratch.sums[strip * tile_len * wide..];
-                settle(
-                    set,
-                    &mut running[rows.clone()],
-                    &mut sums[..rows.len() * columns * wide],
-                );
-            }
-            for slab in (0..chunk).step_by(slab_keys) {
-                for &at in means.by_ref().take(share * unit.inputs()) {
-                    fetch_row(out.place(shape.place(at)), head_dim, fetch_to_write);
-                }
-                let seen = slab_keys.min(chunk - slab);
-                let steps = steps_of(unit, seen);
-                for panel in 0..wide {
-                    let next = if panel + 1 < wide {
-                        self.values.slab(head, start + slab, panel + 1, steps)
-                    } else if slab + seen < chunk {
-                        let steps = steps_of(unit, slab_keys.min(chunk - slab - seen));
-                        self.values.slab(head, start + slab + seen, 0, steps)
-                    } else if start + chunk < keys {
-                        self.keys.panel(head, (start + chunk) / columns)
+                        add_whole(set, whole, &shares[..rows.len()], fresh, sums);
                     } else {
-                        &[]
-                    };
-                    let ahead = Ahead::new(next, strips.len(), steps);
-                    for strip in strips.clone() {
-                        let rows = rows(strip);
-                        let (scores, following) = scratch.scores[strip * tile_len * panels..]
-                            .split_at_mut(tile_len * panels);
-                        let scores = &mut scores[slab * rows.len()..];
-                        if panel == 0 {
-                            let scores = &mut scores[..seen.next_multiple_of(BLOCK) * rows.len()];
-                            let scales = self.values.scales(head, start + slab);
-                            weigh(set, unit, scales, scores, &mut running[rows.clone()]);
-                        }
-                        let sums = &mut scratch.sums
-                            [strip * tile_len * wide + panel * rows.len() * columns..]
-                            [..rows.len() * columns];
-                        let fresh = start + slab == 0;
-                        let whole = unit == Unit::ShortPair;
-                        let product = Product {
-                            rows: rows.len(),
-                            steps,
-                            strip: scores,
-                            panel: self.values.slab(head, start + slab, panel, steps),
-                            fresh: fresh || whole,
-                            next: ahead.next(strip, following),
-                        };
-                        if whole {
-                            tile.accumulate(product, &mut scratch.whole);
-                            let mut shares = [0.0; MOST_ROWS];
-                            for (share, running) in shares.iter_mut().zip(&running[rows.clone()]) {
-                                *share = running.share;
-                            }
-                            add_whole(set, &scratch.whole, &shares[..rows.len()], fresh, sums);
-                        } else {
-                            tile.accumulate(product, sums);
-                        }
+                        tile.accumulate(product, sums);
                     }
                 }
             }
         }
+    }
 
-        for strip in strips {
-            let rows = rows(strip);
-            let sums = &scratch.sums[strip * tile_len * wide..][..rows.len() * columns * wide];
-            for (row, &at) in queries[rows.clone()].iter().enumerate() {
-                let start = shape.place(at);
-                let place = start..start + head_dim;
-                write_mean(set, sums, row, &running[rows.clone()], place, out);
+    fn write_means(&mut self) {
+        let Attention { shape, tile, .. } = self.attention;
+        let (tile_len, wide) = (self.tile_len(), self.wide());
+        for strip in self.strips() {
+            let rows = self.rows(strip);
+            let sums = &self.scratch.sums[strip * tile_len * wide..];
+            let sums = &sums[..rows.len() * tile.columns() * wide];
+            for (row, &query) in self.queries[rows.clone()].iter().enumerate() {
+                let start = shape.place(query);
+                let place = start..start + shape.head_dim;
+                let running = &self.running[rows.clone()];
+                write_mean(tile.set, sums, row, running, place, self.out);
             }
         }
     }
@@ -403,7 +487,7 @@ impl AttentionShape {
     }
 
     /// Batch, query head and query of each row of a key-value head, from a row on.
-    fn queries(self, head: usize, row: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    fn queries(self, head: usize, row: usize) -> impl Iterator<Item = Query> {
         let (batch, group) = (head / self.groups, head % self.groups);
         let mut head = group * (self.heads / self.groups) + row / self.queries;
         let mut query = row % self.queries;
@@ -419,7 +503,7 @@ impl AttentionShape {
     }
 
     /// Where the result of a query stands.
-    fn place(self, (batch, head, query): (usize, usize, usize)) -> usize {
+    fn place(self, (batch, head, query): Query) -> usize {
         ((batch * self.queries + query) * self.heads + head) * self.head_dim
     }
 
